@@ -1,0 +1,31 @@
+# `make test` and `make train` work on a fresh machine: they make their own environment first.
+PYTHON ?= python3
+VENV ?= .venv$(if $(filter-out python3,$(PYTHON)),-$(notdir $(PYTHON)))
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+WORKDIR ?= runs/debug
+
+.PHONY: train test test-slow test-gpu lint environment
+
+train: $(READY)
+	$(BIN)/python scripts/train.py --config configs/debug.py --workdir $(WORKDIR)
+
+test: $(READY)
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+test-gpu: $(READY)
+	JAX_PLATFORMS=cuda,cpu $(BIN)/python -m pytest -m gpu
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+environment: $(READY)
+
+$(READY): setup.py constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test]"
+	touch $@

@@ -1,0 +1,24 @@
+"""Data sets and their formats, the scan for bad rows, and the input pipeline."""
+
+from perception_r1_jax.data.annotations import Annotations, render_annotations
+from perception_r1_jax.data.drawn import draw_problem
+from perception_r1_jax.data.errors import DataError, DroppedProblem
+from perception_r1_jax.data.key_info import format_key_info, parse_key_info
+from perception_r1_jax.data.load import load_problems
+from perception_r1_jax.data.pipeline import PromptBatches, make_pipeline
+from perception_r1_jax.data.scan import IMAGE_MARKER, ScanReport
+
+__all__ = [
+    "IMAGE_MARKER",
+    "Annotations",
+    "DataError",
+    "DroppedProblem",
+    "PromptBatches",
+    "ScanReport",
+    "draw_problem",
+    "format_key_info",
+    "load_problems",
+    "make_pipeline",
+    "parse_key_info",
+    "render_annotations",
+]

@@ -1,0 +1,82 @@
+"""Geometry3K as JSON lines, with the human diagram annotations in words.
+
+A folder holds `train.jsonl`, `val.jsonl` and `test.jsonl`; image paths in them are relative to the folder.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from perception_r1_jax.data.annotations import render_annotations
+from perception_r1_jax.data.errors import DroppedProblem
+from perception_r1_jax.data.scan import IMAGE_MARKER, ScanReport
+from perception_r1_jax.records import Problem
+
+FIELDS = {
+    "id": int | str,
+    "problem_text": str,
+    "answer_latex": str | None,
+    "image": str,
+    "diagram_logic_form": list,
+}
+"""The fields that every row must have, and their types."""
+
+
+def read_geometry3k(folder: Path, split: str, report: ScanReport) -> Iterator[Problem | DroppedProblem]:
+    """The rows of `folder/split.jsonl` in order; a row that cannot be read comes as the reason why.
+
+    `report` takes the count of logic-form literals.
+    """
+    path = folder / f"{split}.jsonl"
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                yield _to_problem(_parse_row(line, f"{path}:{number}"), folder, split, report)
+            except DroppedProblem as dropped:
+                yield dropped
+
+
+def _parse_row(line: bytes, place: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise DroppedProblem(place, "invalid JSON", str(error)) from error
+    if not isinstance(row, dict):
+        raise DroppedProblem(place, "not a JSON object", type(row).__name__)
+    wrong = [field for field, kind in FIELDS.items() if field not in row or not isinstance(row[field], kind)]
+    if wrong:
+        raise DroppedProblem(place, "missing or mistyped fields", f"{', '.join(wrong)}; found {', '.join(row)}")
+    return row
+
+
+def _to_problem(row: dict[str, Any], folder: Path, split: str, report: ScanReport) -> Problem:
+    problem_id = f"geometry3k/{split}/{row['id']}"
+    rendered = render_annotations([str(literal) for literal in row["diagram_logic_form"]])
+    report.add_literals(problem_id, rendered)
+    question = row.get("annotat_text") or row["problem_text"]
+    return Problem(
+        problem_id=problem_id,
+        question=IMAGE_MARKER + question,
+        images=(folder / row["image"],),
+        answer=ground_truth(row, question),
+        annotations=rendered.sentences,
+        row=row,
+    )
+
+
+def ground_truth(row: dict[str, Any], question: str) -> str:
+    r"""The answer that the question asks for: rounded where it says so, else exact (LaTeX).
+
+    The rounded answer was derived from `problem_text`; where only the other wording of the question asks
+    for rounding, the right choice is the rounded answer.
+    """
+    if row.get("answer_rounded"):
+        return row["answer_rounded"]
+    if "nearest" in question and row.get("choices"):
+        return row["answer_value"]
+    return row["answer_latex"] or ""

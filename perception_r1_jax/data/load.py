@@ -1,0 +1,57 @@
+"""One door to every data source: a path (or none) becomes problems and a report of the scan."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+from perception_r1_jax.data.drawn import DRAWN_PROBLEMS, SPLITS, draw_problem
+from perception_r1_jax.data.errors import DataError, DroppedProblem
+from perception_r1_jax.data.geometry3k import read_geometry3k
+from perception_r1_jax.data.parquet import read_parquet
+from perception_r1_jax.data.scan import ScanReport, scan
+from perception_r1_jax.records import Problem
+
+
+def load_problems(path: str | Path, split: str = "train") -> tuple[list[Problem], ScanReport]:
+    """Reads and scans one split.
+
+    Args:
+        path: a folder with `{split}.jsonl` (Geometry3K) or `{split}*.parquet` (the authors' columns), one
+            parquet file (which is then the split, whatever its name), or "" or "drawn" for drawn pictures.
+        split: "train", "val", "test", or as the files are named.
+
+    Returns:
+        The usable problems in the order of the source, and what became of every row.
+
+    Raises:
+        DataError: nothing is there, a file cannot be used at all, or no row of it can.
+    """
+    report = ScanReport(f"{path or 'drawn'} ({split})")
+    problems = scan(_read(str(path), split, report), report)
+    if not problems:
+        raise DataError(f"No usable problem in {path}. What was found:\n{report.summary()}")
+    return problems, report
+
+
+def _read(path: str, split: str, report: ScanReport) -> Iterator[Problem | DroppedProblem]:
+    if path in ("", "drawn"):
+        return _draw(split)
+    source = Path(path)
+    if not source.exists():
+        raise DataError(f"No data at {source.absolute()}. Set data.path to a folder or parquet file, or to 'drawn'.")
+    if source.is_file() and source.suffix == ".parquet":
+        return read_parquet(source)
+    if (source / f"{split}.jsonl").is_file():
+        return read_geometry3k(source, split, report)
+    files = sorted(source.glob(f"{split}*.parquet"))
+    if not files:
+        raise DataError(f"{source} is no parquet file and no folder with {split}.jsonl or {split}*.parquet.")
+    return itertools.chain.from_iterable(map(read_parquet, files))
+
+
+def _draw(split: str) -> Iterator[Problem]:
+    if split not in SPLITS:
+        raise DataError(f"Drawn pictures have no split {split!r}; take one of {', '.join(SPLITS)}.")
+    return (draw_problem(index, split) for index in range(DRAWN_PROBLEMS))

@@ -1,0 +1,118 @@
+"""The scan of a data source: each row becomes a problem, or is left out, counted and named."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+from PIL import Image
+
+from perception_r1_jax.data.annotations import Annotations
+from perception_r1_jax.data.errors import DroppedProblem
+from perception_r1_jax.records import ImageSource, Problem
+
+IMAGE_MARKER = "<image>"
+NAMES_SHOWN = 5
+
+
+@dataclasses.dataclass
+class ScanReport:
+    """What a scan found.
+
+    Attributes:
+        source: the split and where it was read from.
+        rows: rows read, bad ones included.
+        kept: rows that became problems.
+        skipped: reason -> one line for each row left out for it, naming the row.
+        annotations: annotations of the kept problems.
+        without_annotations: kept problems that have none; their visual reward has no value.
+        literals: logic-form literals read, of all rows (Geometry3K only; likewise the next two).
+        literals_merged: literals told in the sentence of another.
+        literals_left_out: reason -> "row: literal" of each without a sentence.
+    """
+
+    source: str
+    rows: int = 0
+    kept: int = 0
+    skipped: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    annotations: int = 0
+    without_annotations: int = 0
+    literals: int = 0
+    literals_merged: int = 0
+    literals_left_out: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+
+    def add_literals(self, problem_id: str, rendered: Annotations) -> None:
+        """Counts what became of one diagram's literals."""
+        self.literals += len(rendered.sentences) + len(rendered.merged) + len(rendered.left_out)
+        self.literals_merged += len(rendered.merged)
+        for literal, reason in rendered.left_out:
+            self.literals_left_out.setdefault(reason, []).append(f"{problem_id}: {literal!r}")
+
+    def summary(self) -> str:
+        """A few lines for people: every count, and the first names of whatever was left out."""
+        lines = [f"{self.source}: {self.rows} rows read, {self.kept} problems kept"]
+        lines += [f"  skipped, {reason}: {_some(rows)}" for reason, rows in self.skipped.items()]
+        lines.append(f"  {self.annotations} annotations; {self.without_annotations} problems have none")
+        if self.literals:
+            left_out = sum(map(len, self.literals_left_out.values()))
+            sentences = self.literals - self.literals_merged - left_out
+            lines.append(
+                f"  {self.literals} literals: {sentences} sentences, {self.literals_merged} merged into these, "
+                f"{left_out} left out"
+            )
+        lines += [f"  literals left out, {reason}: {len(rows)}" for reason, rows in self.literals_left_out.items()]
+        return "\n".join(lines)
+
+
+def scan(rows: Iterable[Problem | DroppedProblem], report: ScanReport) -> list[Problem]:
+    """The problems fit for use, in order; `report` takes the count of all rows and the names of the others."""
+    problems: dict[str, Problem] = {}
+    for row in rows:
+        report.rows += 1
+        try:
+            problem = _checked(row, problems)
+        except DroppedProblem as dropped:
+            report.skipped.setdefault(dropped.reason, []).append(str(dropped))
+            continue
+        problems[problem.problem_id] = problem
+        report.annotations += len(problem.annotations)
+        report.without_annotations += not problem.annotations
+    report.kept = len(problems)
+    return list(problems.values())
+
+
+def _checked(row: Problem | DroppedProblem, seen: dict[str, Problem]) -> Problem:
+    """The row as a problem. Raises `DroppedProblem` for whatever would spoil a step later."""
+    if isinstance(row, DroppedProblem):
+        raise row
+    if row.problem_id in seen:
+        raise DroppedProblem(row.problem_id, "duplicate id")
+    if not row.answer.strip():
+        raise DroppedProblem(row.problem_id, "empty answer")
+    markers = row.question.count(IMAGE_MARKER)
+    if markers and markers != len(row.images):
+        detail = f"{len(row.images)} pictures for {markers} {IMAGE_MARKER} markers"
+        raise DroppedProblem(row.problem_id, "pictures and markers differ in number", detail)
+    if not row.question.replace(IMAGE_MARKER, "").strip():
+        raise DroppedProblem(row.problem_id, "empty question")
+    for image in row.images:
+        _check_header(image, row.problem_id)
+    return row
+
+
+def _check_header(source: ImageSource, problem_id: str) -> None:
+    """Reads a picture's kind and size, no pixels: damage further on shows when the picture is decoded."""
+    if isinstance(source, Path) and not source.is_file():
+        raise DroppedProblem(problem_id, "absent image", str(source))
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source):
+            pass
+    except Exception as error:  # Pillow raises nearly anything for a damaged file.
+        raise DroppedProblem(problem_id, "corrupt image", str(error)) from error
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - NAMES_SHOWN
+    return f"{len(names)} ({'; '.join(names[:NAMES_SHOWN])}{f'; and {more} more' if more > 0 else ''})"

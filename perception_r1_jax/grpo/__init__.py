@@ -1,0 +1,1 @@
+"""Group-relative policy optimisation: advantages, losses, log-probabilities and the update step."""

@@ -1,0 +1,66 @@
+"""Advantages within a group (GRPO, arXiv 2402.03300, section 4.1.2)."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from perception_r1_jax.records import GroupAdvantages
+
+EPSILON = 1e-6
+
+
+def group_advantages(
+    rewards: Float[np.ndarray, "N G"], valid: Bool[np.ndarray, "N G"] | None = None, *, fidelity: str = "default"
+) -> Float[np.ndarray, "N G"]:
+    """(r - mean) / (std + 1e-6) over the valid members of each group, std with ddof=1.
+
+    Members that are not valid get 0 and count in neither mean nor std. A group whose rewards are all equal, or
+    with fewer than two valid members, gets exact zeros. Under `fidelity="paper"` equal rewards are not looked
+    for: as in the authors' code their float32 mean may miss them by a rounding, which the division makes up to
+    0.03.
+
+    Raises:
+        ValueError: a valid member's reward is not finite.
+    """
+    rewards, valid = _checked(rewards, valid)
+    dtype = np.float32 if fidelity == "paper" else np.float64
+    count = np.maximum(valid.sum(axis=1, keepdims=True), 1)
+    kept = np.where(valid, rewards, 0).astype(dtype)
+    centred = np.where(valid, kept - (_sum(kept) / count).astype(dtype), 0)
+    std = np.sqrt(_sum(centred**2) / np.maximum(count - 1, 1))
+    advantages = (centred / (std + EPSILON)).astype(np.float32)
+    silent = valid.sum(axis=1) < 2 if fidelity == "paper" else no_signal(rewards, valid)
+    advantages[silent] = 0
+    return advantages
+
+
+def no_signal(rewards: Float[np.ndarray, "N G"], valid: Bool[np.ndarray, "N G"]) -> Bool[np.ndarray, "N"]:
+    """Groups that teach nothing: the rewards of their valid members are all equal, or there are fewer than two."""
+    highest = np.where(valid, rewards, -np.inf).max(axis=1)
+    lowest = np.where(valid, rewards, np.inf).min(axis=1)
+    return (valid.sum(axis=1) < 2) | (highest == lowest)
+
+
+def compute_advantages(
+    rewards: Float[np.ndarray, "N G"], valid: Bool[np.ndarray, "N G"], *, fidelity: str = "default"
+) -> GroupAdvantages:
+    """Advantages of a batch, and which of its groups are without signal."""
+    return GroupAdvantages(group_advantages(rewards, valid, fidelity=fidelity), no_signal(rewards, valid))
+
+
+def _checked(rewards, valid):
+    rewards = np.asarray(rewards)
+    valid = np.ones(rewards.shape, bool) if valid is None else np.asarray(valid, bool)
+    broken = np.argwhere(valid & ~np.isfinite(rewards))
+    if len(broken):
+        group, member = broken[0]
+        raise ValueError(
+            f"reward [{group}, {member}] is {rewards[group, member]}. Mark the response as not valid, or give it a number."
+        )
+    return rewards, valid
+
+
+def _sum(values):
+    """Sums in order: NumPy's pairwise sum would hide the rounding that `fidelity="paper"` keeps."""
+    return np.cumsum(values, axis=1)[:, -1:]

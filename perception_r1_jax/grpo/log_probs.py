@@ -1,0 +1,153 @@
+"""Log-probabilities of response tokens, without ever holding the logits of a whole response."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from perception_r1_jax.models import ModelConfig, Params, compute_logits, embed_prompts, embed_tokens, forward
+from perception_r1_jax.records import PromptBatch
+from perception_r1_jax.sharding import constrain
+
+BANNED_LOGIT = -1e30
+"""Takes a token out of the softmax, and unlike -inf leaves no NaN where a masked target is such a token."""
+
+
+def token_log_probs(
+    config: ModelConfig,
+    params: Params,
+    hidden: Float[Array, "R C D"],
+    targets: Int[Array, "R C"],
+    *,
+    temperature: float = 1.0,
+    banned_ids: Sequence[int] = (),
+    chunk: int = 512,
+) -> tuple[Float[Array, "R C"], Float[Array, "R C"]]:
+    """Log-probability of each target under the hidden state that predicts it, and the distribution's entropy.
+
+    The logits are made for `chunk` positions of all R rows at a time, and once more in the backward pass, so that
+    [R, chunk, V] is the most there is of them.
+
+    Args:
+        temperature: the logits are divided by it, as in sampling.
+        banned_ids: tokens that sampling never takes; they have no share in the softmax.
+        chunk: positions at a time; rows stay whole, since they are what the mesh splits.
+
+    Returns:
+        Both float32, in nats. No gradient flows through the entropy.
+    """
+    rows, length, _ = hidden.shape
+    chunk = min(chunk, length)
+    banned = np.isin(np.arange(config.vocab_size), banned_ids)[None, None]
+
+    @jax.checkpoint
+    def chunk_log_probs(inputs):
+        hidden, targets = inputs
+        logits = jnp.where(banned, BANNED_LOGIT, compute_logits(config, params, hidden) / temperature)
+        return _log_prob_and_entropy(logits, targets)
+
+    pieces = jax.tree.map(lambda x: _split(x, chunk), (hidden, targets))
+    joined = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(rows, -1), jax.lax.map(chunk_log_probs, pieces))
+    return jax.tree.map(lambda x: x[:, :length], joined)
+
+
+def response_log_probs(
+    config: ModelConfig,
+    params: Params,
+    prompts: PromptBatch,
+    responses: Int[Array, "N G C"],
+    mask: Bool[Array, "N G C"],
+    *,
+    temperature: float = 1.0,
+    banned_ids: Sequence[int] = (),
+    chunk: int = 512,
+    remat: str = "none",
+) -> tuple[Float[Array, "N G C"], Float[Array, "N G C"]]:
+    """Log-probability and entropy (`token_log_probs`) of each response token after its prompt.
+
+    The vision tower runs once per prompt, for all G responses. A row is the prompt in its bucket L, then the
+    response in its bucket C; with a prompt of 3 tokens, L = 4 and a response of 2 tokens, C = 3:
+
+        index        0   1   2   3   4   5   6
+        token        p0  p1  p2  -   r0  r1  -
+        position     0   1   2   -   3   4   5       (text only; on all three axes after the prompt)
+        predicts         -   r0      r1  -   -
+
+    Args:
+        mask: true on the tokens of the responses.
+        remat: what the layers keep for the backward pass (`models.REMAT_POLICIES`).
+
+    Returns:
+        Both float32; numbers outside the mask are finite and mean nothing, rows of filler prompts included.
+    """
+    n, g, c = responses.shape
+    rows = responses.reshape(n * g, c)
+    lengths = jnp.repeat(prompts.lengths, g, axis=0)
+    embeddings = jnp.concatenate(
+        [
+            jnp.repeat(embed_prompts(config, params, prompts, remat=remat), g, axis=0),
+            embed_tokens(config, params, rows),
+        ],
+        axis=1,
+    )
+    embeddings = constrain(embeddings, ("batch", None, None))
+    positions = jnp.repeat(row_positions(prompts, c), g, axis=0)
+    attend = row_mask(lengths, prompts.tokens.shape[1], mask.reshape(n * g, c))
+    hidden = forward(config, params, embeddings, positions, attend, remat=remat)
+    logps, entropy = token_log_probs(
+        config,
+        params,
+        predicting_states(hidden, lengths, c),
+        rows,
+        temperature=temperature,
+        banned_ids=banned_ids,
+        chunk=chunk,
+    )
+    return logps.reshape(n, g, c), entropy.reshape(n, g, c)
+
+
+def row_positions(prompts: PromptBatch, response_length: int) -> Int[Array, "N 3 T"]:
+    """M-RoPE positions of a prompt followed by a response: the response counts on from `next_position`."""
+    after = prompts.next_position[:, None] + jnp.arange(response_length, dtype=jnp.int32)[None]
+    after = jnp.broadcast_to(after[:, None], (after.shape[0], 3, response_length))
+    return jnp.concatenate([prompts.positions, after], axis=2)
+
+
+def row_mask(
+    lengths: Int[Array, "B"], prompt_length: int, response_mask: Bool[Array, "B C"]
+) -> Bool[Array, "B T T"]:
+    """What each token of a row may attend to: itself and what stands before it, padding left out."""
+    in_prompt = jnp.arange(prompt_length)[None] < lengths[:, None]
+    valid = jnp.concatenate([in_prompt, response_mask], axis=1)
+    causal = jnp.tril(jnp.ones((valid.shape[1], valid.shape[1]), bool))
+    return causal[None] & valid[:, None, :]
+
+
+def predicting_states(
+    hidden: Float[Array, "B T D"], lengths: Int[Array, "B"], response_length: int
+) -> Float[Array, "B C D"]:
+    """The hidden states that predict the response: the prompt's last token's, then the response's but its last."""
+    last = jnp.maximum(lengths - 1, 0)[:, None, None]
+    first = jnp.take_along_axis(hidden, last, axis=1)
+    start = hidden.shape[1] - response_length
+    return jnp.concatenate([first, hidden[:, start:-1]], axis=1)
+
+
+def _log_prob_and_entropy(logits, targets):
+    """A comparison with every id picks the target's logit: unlike a gather it stays local on a split vocabulary."""
+    normaliser = jax.nn.logsumexp(logits, axis=-1)
+    is_target = jnp.arange(logits.shape[-1])[None, None] == targets[..., None]
+    picked = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
+    fixed = jax.lax.stop_gradient(logits - normaliser[..., None])
+    return picked - normaliser, -jnp.sum(jnp.exp(fixed) * fixed, axis=-1)
+
+
+def _split(x, chunk):
+    """[R, C, ...] -> [chunks, R, chunk, ...], the last chunk filled up with zeros."""
+    padding = [(0, 0), (0, -x.shape[1] % chunk)] + [(0, 0)] * (x.ndim - 2)
+    x = jnp.pad(x, padding)
+    return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)

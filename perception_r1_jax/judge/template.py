@@ -1,0 +1,42 @@
+"""The judge's answer as a template of tokens in which only the digits are open."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class AnswerTemplate(NamedTuple):
+    """tokens: int32 [T], -1 at each digit; choice_ids: the tokens "0" and "1" as they stand there."""
+
+    tokens: np.ndarray
+    choice_ids: tuple[int, int]
+
+
+def answer_text(verdicts: Sequence[int]) -> str:
+    """The answer that states these verdicts: `<info1>1</info1>`, a line each."""
+    return "\n".join(f"<info{number}>{verdict}</info{number}>" for number, verdict in enumerate(verdicts, 1))
+
+
+def answer_template(tokenizer: Any, count: int) -> AnswerTemplate:
+    """The template of an answer with `count` verdicts, in the tokens of a Hugging Face tokenizer.
+
+    Raises:
+        ValueError: a digit is no token of its own there, so a template cannot leave it open.
+    """
+    zeros, ones = (
+        np.asarray(tokenizer.encode(answer_text([digit] * count), add_special_tokens=False), np.int32)
+        for digit in (0, 1)
+    )
+    places = np.flatnonzero(zeros != ones) if zeros.shape == ones.shape else np.zeros(0, np.int64)
+    pairs = {(int(zeros[place]), int(ones[place])) for place in places}
+    if len(places) != count or len(pairs) != 1:
+        raise ValueError(
+            f"the judge's tokenizer {type(tokenizer).__name__} does not give the verdicts of {answer_text([0, 1])!r} "
+            "a token each. Set config.judge.mode='free' for this judge."
+        )
+    tokens = zeros.copy()
+    tokens[places] = -1
+    return AnswerTemplate(tokens, pairs.pop())

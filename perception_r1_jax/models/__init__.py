@@ -1,0 +1,40 @@
+"""Qwen2.5-VL and Qwen2 in Flax NNX. Outside of this folder only these pure functions are seen, never a module."""
+
+from perception_r1_jax.models.cache import PromptCache, ResponseCache
+from perception_r1_jax.models.config import ModelConfig, VisionConfig, load_config
+from perception_r1_jax.models.layers import REMAT_POLICIES
+from perception_r1_jax.models.qwen2_5_vl import (
+    Params,
+    abstract_params,
+    cast_params,
+    compute_logits,
+    decode_step,
+    embed_prompts,
+    embed_tokens,
+    encode_images,
+    forward,
+    init_params,
+    logical_axes,
+    prefill,
+)
+
+__all__ = [
+    "REMAT_POLICIES",
+    "ModelConfig",
+    "Params",
+    "PromptCache",
+    "ResponseCache",
+    "VisionConfig",
+    "abstract_params",
+    "cast_params",
+    "compute_logits",
+    "decode_step",
+    "embed_prompts",
+    "embed_tokens",
+    "encode_images",
+    "forward",
+    "init_params",
+    "load_config",
+    "logical_axes",
+    "prefill",
+]

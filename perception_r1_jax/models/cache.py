@@ -1,0 +1,52 @@
+"""Keys and values kept for decoding: a prompt's once per prompt, a response's once per sample."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from perception_r1_jax.models.config import ModelConfig
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PromptCache:
+    """k, v [layers, N, L, kv_heads, H] and valid bool [N, L]."""
+
+    k: jax.Array
+    v: jax.Array
+    valid: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ResponseCache:
+    """k, v [layers, N, G, C, kv_heads, H]; slot c holds the response's token c."""
+
+    k: jax.Array
+    v: jax.Array
+
+    @classmethod
+    def empty(cls, config: ModelConfig, n: int, g: int, capacity: int, dtype: jnp.dtype) -> ResponseCache:
+        """Room for `capacity` tokens of each of n x g responses."""
+        shape = (config.num_layers, n, g, capacity, config.num_kv_heads, config.head_dim)
+        return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
+    @property
+    def capacity(self) -> int:
+        """C."""
+        return self.k.shape[3]
+
+    def write(self, layer: jax.Array, step: jax.Array, k: jax.Array, v: jax.Array) -> ResponseCache:
+        """The cache with k, v [N, G, kv_heads, H] of one layer at token `step`."""
+
+        def put(buffer, new):
+            return jax.lax.dynamic_update_slice(buffer, new[None, :, :, None], (layer, 0, 0, step, 0, 0))
+
+        return ResponseCache(put(self.k, k), put(self.v, v))
+
+    def layer(self, index: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """k, v [N, G, C, kv_heads, H] of one layer."""
+        return jax.lax.dynamic_index_in_dim(self.k, index, 0, False), jax.lax.dynamic_index_in_dim(self.v, index, 0, False)

@@ -1,0 +1,146 @@
+"""The Qwen2 decoder (arXiv 2407.10671, section 2.2): policy and judge, training, prefill and decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from perception_r1_jax.models.attention import attention, shared_prefix_attention
+from perception_r1_jax.models.cache import PromptCache, ResponseCache
+from perception_r1_jax.models.config import ModelConfig
+from perception_r1_jax.models.layers import GatedMLP, Linear, RMSNorm, parameter, scan_layers, stack_layers
+from perception_r1_jax.models.rope import mrope_angles, rotate
+from perception_r1_jax.sharding import constrain
+
+Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
+"""(q, k, v of the new tokens) -> (attention output, whatever the caller wants to keep: nothing, or a cache)."""
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention with biases on q, k and v and rotary positions; the caller says to what to attend."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        hidden, head = config.hidden_size, config.head_dim
+        q_axes, kv_axes = ("embed", "heads", "head_dim"), ("embed", "kv_heads", "head_dim")
+        self.q = Linear((hidden, config.num_heads, head), q_axes, bias=True, rngs=rngs)
+        self.k = Linear((hidden, config.num_kv_heads, head), kv_axes, bias=True, rngs=rngs)
+        self.v = Linear((hidden, config.num_kv_heads, head), kv_axes, bias=True, rngs=rngs)
+        self.o = Linear((config.num_heads, head, hidden), ("heads", "head_dim", "embed"), contract=2, rngs=rngs)
+
+    def __call__(self, x: jax.Array, angles: jax.Array, attend: Attend) -> tuple[jax.Array, Any]:
+        out, kept = attend(rotate(self.q(x), angles), rotate(self.k(x), angles), self.v(x))
+        return self.o(out), kept
+
+
+class DecoderLayer(nnx.Module):
+    """A pre-norm block."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.input_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.attention = Attention(config, rngs=rngs)
+        self.post_attention_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, bias=False, rngs=rngs)
+
+    def __call__(self, x: jax.Array, angles: jax.Array, attend: Attend) -> tuple[jax.Array, Any]:
+        attended, kept = self.attention(self.input_norm(x), angles, attend)
+        x = x + attended
+        return x + self.mlp(self.post_attention_norm(x)), kept
+
+
+class Embedding(nnx.Module):
+    """Token embeddings [V, D]."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.embedding = parameter(rngs.params(), (config.vocab_size, config.hidden_size), ("vocab", "embed"))
+
+
+class Head(nnx.Module):
+    """The output matrix of an untied model, [V, D] like the embedding."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.kernel = parameter(rngs.params(), (config.vocab_size, config.hidden_size), ("vocab", "embed"))
+
+
+class Decoder(nnx.Module):
+    """Embedding, stacked layers, final norm, and a head of its own unless it is tied to the embedding."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.embed = Embedding(config, rngs=rngs)
+        self.layers = stack_layers(lambda rngs: DecoderLayer(config, rngs=rngs), config.num_layers, rngs)
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.head = None if config.tie_embeddings else Head(config, rngs=rngs)
+
+    def angles(self, positions: Int[Array, "B 3 T"]) -> Float[Array, "B T half"]:
+        """Rotary angles of these positions."""
+        return mrope_angles(positions, self.config.head_dim, self.config.rope_theta, self.config.mrope_section)
+
+    def embed_tokens(self, tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:
+        """Looks embeddings up."""
+        return self.embed.embedding[...][tokens]
+
+    def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+        """float32 logits."""
+        matrix = self.embed.embedding[...] if self.head is None else self.head.kernel[...]
+        return jnp.einsum("...d,vd->...v", hidden, matrix, preferred_element_type=jnp.float32)
+
+    def forward(
+        self, x: Float[Array, "B T D"], positions: Int[Array, "B 3 T"], mask: Bool[Array, "B T T"], remat: str = "none"
+    ) -> Float[Array, "B T D"]:
+        """Hidden states after the final norm, for a whole sequence."""
+        angles = self.angles(positions)
+
+        def body(layer, x, _):
+            x, _ = layer(x, angles, lambda q, k, v: (attention(q, k, v, mask), None))
+            return constrain(x, ("batch", None, None)), None
+
+        x, _ = scan_layers(self.layers, body, x, None, remat)
+        return self.norm(x)
+
+    def prefill(
+        self, x: Float[Array, "N L D"], positions: Int[Array, "N 3 L"], lengths: Int[Array, "N"]
+    ) -> tuple[Float[Array, "N L D"], PromptCache]:
+        """Hidden states of right-padded prompts and the keys and values that decoding attends to."""
+        angles = self.angles(positions)
+        valid = jnp.arange(x.shape[1])[None, :] < lengths[:, None]
+        causal = jnp.tril(jnp.ones((x.shape[1], x.shape[1]), bool))
+        mask = causal[None] & valid[:, None, :]
+
+        def body(layer, x, _):
+            return layer(x, angles, lambda q, k, v: (attention(q, k, v, mask), (k, v)))
+
+        x, (k, v) = scan_layers(self.layers, body, x, None)
+        return self.norm(x), PromptCache(k, v, valid)
+
+    def decode_step(
+        self,
+        x: Float[Array, "N G D"],
+        positions: Int[Array, "N"],
+        prompt: PromptCache,
+        response: ResponseCache,
+        step: Int[Array, ""],
+    ) -> tuple[Float[Array, "N G D"], ResponseCache]:
+        """Feeds the response tokens at index `step` of all samples; they are kept in the response cache."""
+        angles = self.angles(jnp.broadcast_to(positions[:, None, None], (x.shape[0], 3, x.shape[1])))
+        seen = jnp.broadcast_to(jnp.arange(response.capacity) <= step, (*x.shape[:2], response.capacity))
+
+        def body(layer, carry, inputs):
+            x, cache = carry
+            index, prompt_k, prompt_v = inputs
+
+            def attend(q, k, v):
+                updated = cache.write(index, step, k, v)
+                out = shared_prefix_attention(q, (prompt_k, prompt_v), updated.layer(index), prompt.valid, seen)
+                return out, updated
+
+            x, cache = layer(x, angles, attend)
+            return (x, cache), None
+
+        layers = (jnp.arange(self.config.num_layers), prompt.k, prompt.v)
+        (x, response), _ = scan_layers(self.layers, body, (x, response), layers)
+        return self.norm(x), response

@@ -1,0 +1,109 @@
+"""The layers that decoder and vision tower share, and how a stack of them is made and scanned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+_initializer = nnx.initializers.normal(0.02)
+
+REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+"""What a rematerialised layer keeps for its backward pass, by config name."""
+
+
+def parameter(key: jax.Array, shape: Sequence[int], axes: Sequence[str | None]) -> nnx.Param:
+    """A float32 matrix with its logical axes, which `sharding.RULES` knows."""
+    return nnx.Param(_initializer(key, tuple(shape), jnp.float32), logical_axes=tuple(axes))
+
+
+class Linear(nnx.Module):
+    """y = x W + b over the last `contract` dimensions of x; W is [in..., out...]."""
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        axes: Sequence[str | None],
+        *,
+        contract: int = 1,
+        bias: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        self.contract = contract
+        self.kernel = parameter(rngs.params(), shape, axes)
+        self.bias = nnx.Param(jnp.zeros(shape[contract:]), logical_axes=tuple(axes[contract:])) if bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = jax.lax.dot_general(x, self.kernel[...], _contract_last(x.ndim, self.contract))
+        if self.bias is None:
+            return y
+        return y + jnp.broadcast_to(self.bias[...], y.shape)
+
+
+def _contract_last(ndim: int, count: int):
+    return ((tuple(range(ndim - count, ndim)), tuple(range(count))), ((), ()))
+
+
+class RMSNorm(nnx.Module):
+    """x / rms(x) * scale, statistics in float32 (arXiv 1910.07467)."""
+
+    def __init__(self, size: int, eps: float):
+        self.eps = eps
+        self.scale = nnx.Param(jnp.ones(size), logical_axes=("embed",))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = x.astype(jnp.float32)
+        normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        return normed.astype(x.dtype) * jnp.broadcast_to(self.scale[...], x.shape)
+
+
+class GatedMLP(nnx.Module):
+    """down(silu(gate(x)) * up(x)) (SwiGLU, arXiv 2002.05202)."""
+
+    def __init__(self, hidden: int, intermediate: int, *, bias: bool, rngs: nnx.Rngs):
+        self.gate = Linear((hidden, intermediate), ("embed", "mlp"), bias=bias, rngs=rngs)
+        self.up = Linear((hidden, intermediate), ("embed", "mlp"), bias=bias, rngs=rngs)
+        self.down = Linear((intermediate, hidden), ("mlp", "embed"), bias=bias, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+
+
+def stack_layers(make: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) -> nnx.Module:
+    """`count` layers as one module whose parameters have a leading axis for the layer."""
+
+    @nnx.split_rngs(splits=count)
+    @nnx.vmap(transform_metadata={nnx.PARTITION_NAME: None})
+    def build(rngs: nnx.Rngs) -> nnx.Module:
+        return make(rngs)
+
+    return build(rngs)
+
+
+def scan_layers(
+    layers: nnx.Module, body: Callable[[nnx.Module, Any, Any], tuple[Any, Any]], carry: Any, xs: Any, remat: str = "none"
+) -> tuple[Any, Any]:
+    """Runs `body(layer, carry, x) -> (carry, y)` over stacked layers; `remat` names an entry of `REMAT_POLICIES`."""
+    graph, state = nnx.split(layers)
+
+    def step(carry, inputs):
+        state, x = inputs
+        return body(nnx.merge(graph, state), carry, x)
+
+    if REMAT_POLICIES[remat] is not None:
+        # The scan already keeps XLA from merging the recomputation with the forward pass.
+        step = jax.checkpoint(step, policy=REMAT_POLICIES[remat], prevent_cse=False)
+    return jax.lax.scan(step, carry, (state, xs))
+
+
+def layer_flags(count: int, marked: Sequence[int]) -> np.ndarray:
+    """bool [count], true at the marked layers."""
+    return np.isin(np.arange(count), marked)

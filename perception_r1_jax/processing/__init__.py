@@ -1,0 +1,19 @@
+"""From a problem to what the model reads: pictures, layout, chat template, positions, and padded batches."""
+
+from perception_r1_jax.processing.batching import batch_prompts, pick_bucket, pick_buckets
+from perception_r1_jax.processing.images import PictureError, PictureProcessor
+from perception_r1_jax.processing.layout import lay_out_patches
+from perception_r1_jax.processing.positions import rope_positions
+from perception_r1_jax.processing.prompts import Processor, PromptTooLong
+
+__all__ = [
+    "PictureError",
+    "PictureProcessor",
+    "Processor",
+    "PromptTooLong",
+    "batch_prompts",
+    "lay_out_patches",
+    "pick_bucket",
+    "pick_buckets",
+    "rope_positions",
+]

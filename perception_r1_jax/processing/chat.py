@@ -1,0 +1,90 @@
+"""Chat messages to token ids, so that nothing in a message's text can become a control token.
+
+The template is rendered with a placeholder for each text, cut at the control tokens that the template itself
+wrote, and only then are the texts put in and encoded, each run between two control tokens in one piece:
+
+    <|im_start|> | user\\n «0» | <|im_end|> | \\n | <|im_start|> | assistant\\n
+
+For texts without control tokens the ids are those of encoding the rendered template as a whole.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from perception_r1_jax.processing.tokenizer import plain_encoder, read_json
+
+_PLACEHOLDER = re.compile("\ue000([0-9]+)\ue001")
+
+Message = Mapping[str, Any]
+"""`role`, and `content`: a string, or parts `{"type": "text", "text": ...}` and `{"type": "image"}`."""
+
+
+def read_chat_template(directories: Sequence[Path]) -> tuple[str, Path]:
+    """The chat template of the first directory that has one, and its file.
+
+    That is `chat_template.jinja`, `chat_template.json` or `tokenizer_config.json`, in this order.
+
+    Raises:
+        FileNotFoundError: none has; names the places looked at.
+    """
+    for directory in directories:
+        if (directory / "chat_template.jinja").is_file():
+            return (directory / "chat_template.jinja").read_text(encoding="utf-8"), directory / "chat_template.jinja"
+        for name in ("chat_template.json", "tokenizer_config.json"):
+            if template := read_json(directory / name).get("chat_template"):
+                return template, directory / name
+    raise FileNotFoundError(
+        f"no chat template: neither chat_template.jinja nor chat_template.json nor one in tokenizer_config.json in "
+        f"{' or '.join(map(str, directories))}."
+    )
+
+
+class ChatEncoder:
+    """Renders and encodes messages with one tokenizer and one chat template, up to the assistant's turn."""
+
+    def __init__(self, tokenizer: Any, template: str, source: Path) -> None:
+        """Raises `ValueError` naming `source`, the template's file, where a plain user turn cannot be rendered."""
+        self._tokenizer, self._template = tokenizer, template
+        self._added = tokenizer.added_tokens_encoder
+        self._plain = plain_encoder(tokenizer)
+        longest_first = sorted(self._added, key=len, reverse=True)
+        self._control = re.compile(f"({'|'.join(map(re.escape, longest_first))})")
+        try:
+            self.encode([{"role": "user", "content": ""}])
+        except jinja2.TemplateError as error:
+            raise ValueError(f"the chat template of {source} cannot be rendered: {error}") from error
+
+    def encode(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids; a picture is the template's own text, with a single image-pad token."""
+        texts: list[str] = []
+        hidden = [{**message, "content": _hide(message["content"], texts)} for message in messages]
+        rendered = self._tokenizer.apply_chat_template(
+            hidden, chat_template=self._template, tokenize=False, add_generation_prompt=True
+        )
+        ids: list[int] = []
+        for piece in self._control.split(rendered):
+            ids += [self._added[piece]] if piece in self._added else self.encode_text(_reveal(piece, texts))
+        return ids
+
+    def encode_text(self, text: str) -> list[int]:
+        """Token ids of text, control tokens spelled out. Raises `UnicodeEncodeError` for lone surrogates."""
+        text.encode("utf-8")  # The tokenizer itself would speak of a wrong type.
+        return self._plain.encode(text, add_special_tokens=False).ids
+
+
+def _hide(content: str | Sequence[Mapping[str, str]], texts: list[str]) -> Any:
+    """The content with each text moved to `texts`, its place held by a placeholder."""
+    if isinstance(content, str):
+        texts.append(content)
+        return f"\ue000{len(texts) - 1}\ue001"
+    return [{**part, "text": _hide(part["text"], texts)} if "text" in part else part for part in content]
+
+
+def _reveal(piece: str, texts: Sequence[str]) -> str:
+    return _PLACEHOLDER.sub(lambda match: texts[int(match[1])], piece)

@@ -1,0 +1,23 @@
+"""The visual reward: the share of a problem's annotations that a judge finds in the response."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from perception_r1_jax.judge.verdicts import Judgement
+
+
+def visual_reward(judgement: Judgement, fidelity: str = "default") -> float:
+    """The sum of the verdicts over m, the annotations asked about; in [0, 1].
+
+    NaN without verdicts: after a failed judgement, and without annotations, where the term adds nothing to
+    the total and the response is left out of the term's mean. With fidelity "paper" the divisor is the
+    number of verdicts read, plus 1e-6, as in the authors' code: a missing verdict raises the reward.
+    """
+    if judgement.verdicts is None:
+        return math.nan
+    if fidelity == "paper":
+        return sum(judgement.verdicts) / (len(judgement.verdicts) + 1e-6)
+    return sum(judgement.verdicts) / judgement.expected

@@ -1,0 +1,163 @@
+"""From a rollout's texts and their judgements to `Scores`: every reward term of every response."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from perception_r1_jax.judge.verdicts import NONE, Judgement
+from perception_r1_jax.records import Problem, Scores
+from perception_r1_jax.rewards.accuracy import AccuracyPool
+from perception_r1_jax.rewards.combine import combine
+from perception_r1_jax.rewards.custom import RewardFunction, custom_reward, load_reward
+from perception_r1_jax.rewards.failures import resolve_failures
+from perception_r1_jax.rewards.format import format_reward
+from perception_r1_jax.rewards.grading import OK
+from perception_r1_jax.rewards.perception import visual_reward
+from perception_r1_jax.rewards.repetition import repetition_penalty
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+logger = logging.getLogger(__name__)
+
+WEIGHTS = {"format": 0.1, "accuracy": 0.9, "visual": 0.7, "repetition": 1.0}
+"""Perception-R1's weights; the repetition term is negative itself."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardSettings:
+    """How responses are scored; the defaults are the published run's.
+
+    Attributes:
+        weights: name -> weight of "format", "accuracy", "visual", "repetition", and "custom" beside `custom`.
+        ngram_size: words that make a repetition.
+        repetition_max_penalty: the penalty that a response of one repeated n-gram approaches.
+        fidelity: "default" or "paper".
+        on_judge_failure: one of `failures.POLICIES`. Other terms' failures always drop the sample.
+        custom: the user's own reward function, or None.
+    """
+
+    weights: Mapping[str, float] = dataclasses.field(default_factory=WEIGHTS.copy)
+    ngram_size: int = 20
+    repetition_max_penalty: float = -2.0
+    fidelity: str = "default"
+    on_judge_failure: str = "drop_sample"
+    custom: RewardFunction | None = None
+
+    @classmethod
+    def from_config(cls, config: ConfigDict) -> RewardSettings:
+        """The settings of a run, its own reward function imported.
+
+        Raises:
+            ValueError: `config.reward.function` names nothing that can be called.
+        """
+        reward = config.reward
+        custom = load_reward(reward.function) if reward.function else None
+        names = [*WEIGHTS, "custom"] if custom else [*WEIGHTS]
+        return cls(
+            weights={name: reward[f"{name}_weight"] for name in names},
+            ngram_size=reward.ngram_size,
+            repetition_max_penalty=reward.repetition_max_penalty,
+            fidelity=config.fidelity,
+            on_judge_failure=config.judge.on_failure,
+            custom=custom,
+        )
+
+
+def score_responses(
+    problems: Sequence[Problem],
+    texts: Sequence[Sequence[str]],
+    judgements: Sequence[Sequence[Judgement]] | None,
+    pool: AccuracyPool,
+    settings: RewardSettings,
+) -> Scores:
+    """Scores G responses to each of N problems; failures are counted, and logged by problem id.
+
+    Args:
+        problems: N of them.
+        texts: [N][G] responses.
+        judgements: [N][G], or None for a run without a judge, where the visual term adds nothing.
+        pool: grades the answers.
+        settings: weights and policies.
+
+    Raises:
+        RewardFailed: a judgement failed and `settings.on_judge_failure` is "abort".
+    """
+    if judgements is None:
+        judgements = [[unjudged(problem)] * len(row) for problem, row in zip(problems, texts)]
+    counts: collections.Counter[str] = collections.Counter()
+    report = functools.partial(_report, counts)
+    repetition = functools.partial(
+        repetition_penalty, ngram_size=settings.ngram_size, max_penalty=settings.repetition_max_penalty
+    )
+    terms = {
+        "format": _per_response(format_reward, texts),
+        "accuracy": _accuracy_term(problems, texts, pool, report),
+        "visual": _visual_term(problems, judgements, settings.fidelity, report),
+        "repetition": _per_response(repetition, texts),
+    }
+    if settings.custom:
+        terms["custom"] = _custom_term(settings.custom, problems, texts, report)
+    failed = {name: np.isnan(terms[name]) for name in terms}
+    failed["visual"] = _per_response(lambda judgement: judgement.failed, judgements).astype(bool)
+    policies = dict.fromkeys(failed, "drop_sample") | {"visual": settings.on_judge_failure}
+    resolved, valid = resolve_failures(terms, failed, policies, [problem.problem_id for problem in problems])
+    counts["dropped"] = int((~valid).sum())
+    return Scores(
+        total=np.where(valid, combine(resolved, settings.weights), 0.0).astype(np.float32),
+        terms={name: values.astype(np.float32) for name, values in terms.items()},
+        valid=valid,
+        judge_status=[[judgement.status for judgement in row] for row in judgements],
+        verdicts=[[judgement.verdicts for judgement in row] for row in judgements],
+        counts=dict(counts),
+    )
+
+
+def unjudged(problem: Problem) -> Judgement:
+    """Stands for the judgement that nobody was asked for."""
+    return Judgement(None, len(problem.annotations), 0, NONE)
+
+
+def _per_response(function: Callable, rows: Sequence[Sequence]) -> np.ndarray:
+    return np.array([[function(item) for item in row] for row in rows], np.float64)
+
+
+def _report(counts: collections.Counter[str], term: str, problem: Problem, status: str, detail: str = "") -> None:
+    """Counts a term's status and logs a failure by name."""
+    counts[f"{term}/{status}"] += 1
+    if status not in (OK, NONE):
+        logger.warning("%s reward of problem %s: %s %s", term, problem.problem_id, status, detail)
+
+
+def _accuracy_term(problems, texts, pool: AccuracyPool, report: Callable) -> np.ndarray:
+    asked = [(problem, text) for problem, row in zip(problems, texts) for text in row]
+    results = pool.score([(text, problem.answer) for problem, text in asked])
+    for (problem, _), result in zip(asked, results):
+        report("accuracy", problem, result.status)
+    values = [math.nan if result.value is None else result.value for result in results]
+    return np.array(values, np.float64).reshape(len(problems), -1)
+
+
+def _visual_term(problems, judgements, fidelity: str, report: Callable) -> np.ndarray:
+    for problem, row in zip(problems, judgements):
+        for judgement in row:
+            report("judge", problem, judgement.status)
+    return _per_response(functools.partial(visual_reward, fidelity=fidelity), judgements)
+
+
+def _custom_term(function: RewardFunction, problems, texts, report: Callable) -> np.ndarray:
+    values = []
+    for problem, row in zip(problems, texts):
+        outcomes = [custom_reward(function, problem.row, text) for text in row]
+        for _, reason in outcomes:
+            report("custom", problem, "failed" if reason else OK, reason or "")
+        values.append([value for value, _ in outcomes])
+    return np.array(values, np.float64)

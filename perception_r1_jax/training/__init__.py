@@ -1,0 +1,1 @@
+"""Training state, optimizer, checkpoints, metrics and the loop."""

@@ -1,0 +1,86 @@
+"""What a run carries from step to step, and how it lies on the mesh."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from perception_r1_jax.models import ModelConfig, Params, abstract_params, logical_axes
+from perception_r1_jax.sharding import replicated, tree_shardings
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything the train step updates. Random keys are not here: they derive from the seed and the step.
+
+    Attributes:
+        params: float32 master weights, all of them.
+        opt_state: optimizer state of the trained parameters.
+        step: int32 [], batches consumed, skipped ones included.
+        skipped: int32 [], batches without an update because their gradient was not finite.
+    """
+
+    params: Params
+    opt_state: Any
+    step: jax.Array
+    skipped: jax.Array
+
+
+def trained_params(params: Params, *, freeze_vision: bool) -> Params:
+    """The parameters that receive updates: all, or all but the vision tower's."""
+    return {name: tree for name, tree in params.items() if not (freeze_vision and name == "vision")}
+
+
+def abstract_state(
+    config: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh, *, freeze_vision: bool = False
+) -> TrainState:
+    """Shape, dtype and sharding of every array of the state, from which initialisation and restoring derive.
+
+    The optimizer's moments lie like the parameters they belong to; everything else is on every device.
+    """
+    shapes = abstract_params(config)
+    params = jax.tree.map(_place, shapes, tree_shardings(mesh, logical_axes(config), shapes))
+    trained = trained_params(params, freeze_vision=freeze_vision)
+    everywhere = replicated(mesh)
+    opt_state = optax.tree_map_params(
+        optimizer,
+        _place,
+        jax.eval_shape(optimizer.init, trained),
+        jax.tree.map(lambda x: x.sharding, trained),
+        transform_non_params=lambda x: _place(x, everywhere),
+    )
+    counter = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
+    return TrainState(params, opt_state, counter, counter)
+
+
+def state_shardings(abstract: TrainState) -> TrainState:
+    """The shardings alone, as `jax.jit` wants them."""
+    return jax.tree.map(lambda x: x.sharding, abstract)
+
+
+def init_state(
+    params: Params, optimizer: optax.GradientTransformation, abstract: TrainState, *, freeze_vision: bool = False
+) -> TrainState:
+    """The state of a run that begins from these parameters, laid out as `abstract` says.
+
+    The state takes the parameters over: the first train step, which donates it, may free the caller's arrays.
+    """
+    shardings = state_shardings(abstract)
+    params = jax.device_put(params, shardings.params)
+    trained = trained_params(params, freeze_vision=freeze_vision)
+    opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(trained)
+    return TrainState(params, opt_state, _zero(shardings.step), _zero(shardings.skipped))
+
+
+def _zero(sharding):
+    return jax.device_put(jnp.zeros((), jnp.int32), sharding)
+
+
+def _place(x, sharding):
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)

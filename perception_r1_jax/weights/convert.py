@@ -1,0 +1,119 @@
+"""Hugging Face directories to converted checkpoints and back. Nothing needs an accelerator."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import SingleDeviceSharding
+from orbax.checkpoint import v1 as ocp
+
+from perception_r1_jax.models import ModelConfig, load_config
+from perception_r1_jax.sharding import make_mesh
+from perception_r1_jax.weights.load import PARAMS, load_params, locate_model, stored_params
+from perception_r1_jax.weights.names import flatten, parameter_tensors, unflatten
+from perception_r1_jax.weights.safetensors_io import CheckpointError, write_shards
+from perception_r1_jax.weights.side_files import CONFIG_FILE, copy_side_files, published_config, write_json
+
+MAX_SHARD_BYTES = 5 * 10**9
+CHUNK_BYTES = 64 * 2**20
+"""A device that restores its part of a parameter reads whole chunks."""
+
+
+def convert_huggingface(source: str | Path, out: str | Path, dtype: Any = None) -> None:
+    """Writes a converted checkpoint: the side files at its root and the parameters, by orbax, in `params/`.
+
+    Args:
+        source: Hugging Face directory.
+        out: new directory, or one without `params/`.
+        dtype: of the parameters; None keeps what is stored.
+
+    Raises:
+        FileNotFoundError: no `config.json`.
+        ValueError: another architecture, weights that are not the model's, or `out` is taken.
+    """
+    source, out = Path(source), Path(out).resolve()
+    config = load_config(source)
+    if (out / PARAMS).exists():
+        raise CheckpointError(f"{out / PARAMS} is there already. Remove it or choose another directory.")
+    if locate_model(source).kind != "huggingface":
+        raise CheckpointError(f"{source} is a converted checkpoint already.")
+    params = load_params(source, config, make_mesh(1, 1, 1, devices=[_cpu()]), dtype)
+    out.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source / CONFIG_FILE, out / CONFIG_FILE)
+    copy_side_files(source, out)
+    with _lean_context():
+        ocp.save(out / PARAMS, params, checkpointable_name=PARAMS)
+
+
+def export_huggingface(
+    checkpoint: str | Path, out: str | Path, dtype: Any = None, max_shard_bytes: int = MAX_SHARD_BYTES
+) -> None:
+    """Writes a Hugging Face directory in the published layout, a parameter at a time.
+
+    Args:
+        checkpoint: converted checkpoint, training run's working directory, or one step of it.
+        out: new directory, or one without `config.json`.
+        dtype: of the weights; None keeps what is stored.
+        max_shard_bytes: of one safetensors file.
+
+    Raises:
+        ValueError: no checkpoint there, not the model of its config, or `out` is taken.
+    """
+    source, out = locate_model(checkpoint), Path(out)
+    if source.kind == "huggingface":
+        raise CheckpointError(f"{checkpoint} is a Hugging Face directory already.")
+    if (out / CONFIG_FILE).exists():
+        raise CheckpointError(f"{out / CONFIG_FILE} is there already. Remove it or choose another directory.")
+    config = load_config(source.model_dir)
+    stored = flatten(stored_params(source.weights, config))
+    dtypes = {path: np.dtype(dtype or leaf.dtype) for path, leaf in stored.items()}
+    out.mkdir(parents=True, exist_ok=True)
+    sizes = _tensor_bytes(config, dtypes)
+    write_shards(out, sizes, _stored_tensors(source.weights, config, stored, dtypes), max_shard_bytes)
+    copy_side_files(source.model_dir, out)
+    content = json.loads((source.model_dir / CONFIG_FILE).read_text())
+    write_json(out / CONFIG_FILE, published_config(content, dtypes["decoder/embed/embedding"].name))
+
+
+def _tensor_bytes(config: ModelConfig, dtypes: Mapping[str, np.dtype]) -> dict[str, int]:
+    return {
+        tensor.name: math.prod(tensor.shape) * dtypes[path].itemsize
+        for path, tensors in parameter_tensors(config).items()
+        for tensor in tensors
+    }
+
+
+def _stored_tensors(
+    weights: Path, config: ModelConfig, stored: Mapping[str, Any], dtypes: Mapping[str, np.dtype]
+) -> Iterator[tuple[str, np.ndarray]]:
+    for path, tensors in parameter_tensors(config).items():
+        parameter = _load_parameter(weights, stored, path, dtypes[path])
+        for tensor in tensors:
+            yield tensor.name, tensor.to_stored(parameter if tensor.layer is None else parameter[tensor.layer])
+
+
+def _load_parameter(weights: Path, stored: Mapping[str, Any], path: str, dtype: np.dtype) -> np.ndarray:
+    target = dict.fromkeys(stored, ocp.PLACEHOLDER)
+    target[path] = jax.ShapeDtypeStruct(stored[path].shape, dtype, sharding=SingleDeviceSharding(_cpu()))
+    return np.asarray(flatten(ocp.load(weights, unflatten(target), checkpointable_name=PARAMS))[path])
+
+
+def _lean_context() -> ocp.Context:
+    """Without a second copy in host memory: orbax would copy the arrays, and hold what it has compressed."""
+    context = ocp.Context()
+    context.memory.deepcopy_host_arrays = False
+    context.array.saving.use_compression = False
+    context.array.saving.storage_options.chunk_byte_size = CHUNK_BYTES
+    context.memory.write_concurrent_bytes = int(__import__("os").environ.get("WCB","1000000000000"))
+    return context
+
+
+def _cpu() -> jax.Device:
+    return jax.local_devices(backend="cpu")[0]

@@ -1,0 +1,121 @@
+"""Parameters onto a mesh from any directory that holds a model."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from perception_r1_jax.models import ModelConfig, abstract_params, logical_axes
+from perception_r1_jax.sharding import tree_shardings
+from perception_r1_jax.weights.coverage import check_coverage
+from perception_r1_jax.weights.huggingface import load_huggingface
+from perception_r1_jax.weights.names import flatten
+from perception_r1_jax.weights.safetensors_io import INDEX_FILE, SINGLE_FILE, CheckpointError
+from perception_r1_jax.weights.side_files import CONFIG_FILE
+
+PARAMS = "params"
+CHECKPOINTS, MODEL = "checkpoints", "model"
+UNDERSTOOD = (
+    f"Understood are a Hugging Face directory ({CONFIG_FILE} with {SINGLE_FILE} or {INDEX_FILE}), "
+    f"a converted checkpoint ({CONFIG_FILE} and {PARAMS}/), a training run's working directory "
+    f"({CHECKPOINTS}/ and {MODEL}/), and one step of it ({CHECKPOINTS}/STEP)."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSource:
+    """A directory that holds a model, of whichever kind.
+
+    Attributes:
+        kind: "huggingface", or "orbax" for a converted checkpoint or a step of a training run.
+        weights: directory of the safetensors files, or the orbax checkpoint that holds "params".
+        model_dir: directory of `config.json`, tokenizer and the other side files.
+    """
+
+    kind: Literal["huggingface", "orbax"]
+    weights: Path
+    model_dir: Path
+
+
+def locate_model(directory: str | Path) -> ModelSource:
+    """Says what kind of model directory this is.
+
+    Raises:
+        CheckpointError: none that is understood, or one with a part missing.
+    """
+    directory = Path(directory).resolve()
+    source = _recognise(directory)
+    if source is None:
+        state = "holds no model" if directory.is_dir() else "is not a directory"
+        raise CheckpointError(f"{directory} {state}. {UNDERSTOOD}")
+    if not (source.model_dir / CONFIG_FILE).is_file():
+        raise CheckpointError(f"{source.model_dir / CONFIG_FILE} is missing beside the weights. {UNDERSTOOD}")
+    return source
+
+
+def _recognise(directory: Path) -> ModelSource | None:
+    if (directory / SINGLE_FILE).is_file() or (directory / INDEX_FILE).is_file():
+        return ModelSource("huggingface", directory, directory)
+    if (directory / CHECKPOINTS).is_dir():
+        return ModelSource("orbax", _latest_step(directory / CHECKPOINTS), directory / MODEL)
+    if directory.parent.name == CHECKPOINTS and (directory / PARAMS).is_dir():
+        return ModelSource("orbax", directory, directory.parent.parent / MODEL)
+    if (directory / PARAMS).is_dir():
+        return ModelSource("orbax", directory / PARAMS, directory)
+    return None
+
+
+def _latest_step(checkpoints: Path) -> Path:
+    steps = [path for path in checkpoints.iterdir() if path.name.isdigit() and ocp.is_orbax_checkpoint(path)]
+    if not steps:
+        raise CheckpointError(f"{checkpoints} holds no finished checkpoint yet. Train until the first is saved.")
+    return max(steps, key=lambda path: int(path.name))
+
+
+def load_params(directory: str | Path, config: ModelConfig, mesh: jax.sharding.Mesh, dtype: Any = None) -> Any:
+    """Loads a model's parameters, sharded over the mesh by `sharding.RULES`.
+
+    Args:
+        directory: any kind of model directory (`locate_model`).
+        config: of the model, from the same directory.
+        mesh: any; it need not be the one that a checkpoint was saved from.
+        dtype: of the parameters; None keeps what is stored.
+
+    Returns:
+        The parameter tree. Of a training run's checkpoint only this part is read.
+
+    Raises:
+        CheckpointError: no model there, or not the one that `config` describes.
+    """
+    source = locate_model(directory)
+    dtype = None if dtype is None else np.dtype(dtype)
+    shardings = tree_shardings(mesh, logical_axes(config), abstract_params(config))
+    if source.kind == "huggingface":
+        return load_huggingface(source.weights, config, shardings, dtype)
+    stored = stored_params(source.weights, config)
+    target = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype, sharding=sharding),
+        stored,
+        shardings,
+    )
+    return ocp.load(source.weights, target, checkpointable_name=PARAMS)
+
+
+def stored_params(weights: Path, config: ModelConfig) -> Any:
+    """Shapes and dtypes of the parameters in an orbax checkpoint, as a tree of ShapeDtypeStructs.
+
+    Raises:
+        CheckpointError: they are not those of the model.
+    """
+    found = flatten(ocp.metadata(weights, checkpointable_name=PARAMS).metadata)
+    expected = abstract_params(config)
+    shapes = {path: tuple(leaf.shape) for path, leaf in flatten(expected).items()}
+    check_coverage(weights, shapes, [(path, tuple(leaf.shape)) for path, leaf in found.items()])
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jax.ShapeDtypeStruct(leaf.shape, found["/".join(key.key for key in path)].dtype), expected
+    )

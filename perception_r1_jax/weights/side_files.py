@@ -1,0 +1,64 @@
+"""What a model directory holds beside its weights: configs, chat template, tokenizer; and the published layout of a config."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+CONFIG_FILE = "config.json"
+GENERATION_FILE = "generation_config.json"
+PREPROCESSOR_FILE = "preprocessor_config.json"
+SIDE_FILES = (
+    GENERATION_FILE,
+    PREPROCESSOR_FILE,
+    "chat_template.json",
+    "chat_template.jinja",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+
+
+def copy_side_files(source: Path, out: Path) -> None:
+    """Copies those of `SIDE_FILES` that are there; `config.json` is its caller's, who knows the dtype."""
+    for name in SIDE_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, out / name)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes indented JSON with a line end, as the published files have it."""
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def published_config(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """A `config.json` in the published (flat, transformers 4) layout, from either layout.
+
+    Args:
+        config: the content, flat or nested.
+        dtype: of the weights beside it, such as "bfloat16".
+    """
+    text = dict(config.get("text_config", {}))
+    flat = {**text, **config, "torch_dtype": dtype}
+    for name in ("text_config", "dtype", "layer_types"):
+        flat.pop(name, None)
+    rope = flat.pop("rope_parameters", None)
+    if rope is not None:
+        flat["rope_theta"] = rope["rope_theta"]
+    if rope is not None and "mrope_section" in rope:
+        flat["rope_scaling"] = {"type": "mrope", "mrope_section": rope["mrope_section"]}
+    if "vision_config" in flat:
+        flat["vision_config"] = _published_vision(flat["vision_config"])
+    return flat
+
+
+def _published_vision(vision: Mapping[str, Any]) -> dict[str, Any]:
+    channels = {"in_chans": vision["in_channels"]} if "in_channels" in vision else {}
+    dropped = ("in_channels", "rope_parameters", "dtype", "model_type")
+    return {name: value for name, value in vision.items() if name not in dropped} | channels

@@ -1,0 +1,37 @@
+"""Writes a small random Qwen2.5-VL or Qwen2.5 checkpoint in the published Hugging Face layout, without torch.
+
+    python scripts/make_random_checkpoint.py --family qwen2_5_vl --out DIR [--tokenizer DIR] [--seed 0]
+
+Token ids and vocabulary size follow the tokenizer, by default the package's small one. The weights are large
+enough for a missing part of the model to show (see `perception_r1_jax/weights/random_checkpoint.py`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from perception_r1_jax.weights.random_checkpoint import FAMILIES, write_random_checkpoint
+
+
+def main() -> None:
+    """Reads the command line and writes the checkpoint."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--family", choices=FAMILIES, default="qwen2_5_vl")
+    parser.add_argument("--out", type=Path, required=True, help="directory to write")
+    parser.add_argument("--tokenizer", type=Path, help="directory of tokenizer and side files to copy")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--scale", type=float, default=6.0, help="matrices, in units of the default initialisation")
+    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
+    args = parser.parse_args()
+    out = write_random_checkpoint(
+        args.out, args.family, tokenizer_dir=args.tokenizer, seed=args.seed, scale=args.scale, dtype=args.dtype
+    )
+    print(f"random {args.family} checkpoint written to {out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""Makes the repository's own small tokenizer, with the special tokens and the conventions of Qwen2.5-VL's.
+
+    python scripts/make_tokenizer.py [--out perception_r1_jax/assets/tokenizer]
+
+Byte-level BPE, so that any text encodes; digits stay single, as in Qwen's. The corpus is sentences about
+geometry that this script draws from a fixed seed: the same files come out every time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import tokenizers
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+VOCABULARY = 1500
+SENTENCES = 6000
+SPECIAL_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+# Words with the space before them, a digit at a time, runs of punctuation, line ends, spaces.
+SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+# One template for both families: content is a string, or a list of pictures and texts.
+CHAT_TEMPLATE = """\
+{%- if messages[0]['role'] != 'system' -%}
+{{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}
+{%- endif -%}
+{%- for message in messages -%}
+{{ '<|im_start|>' + message['role'] + '\\n' }}
+{%- if message['content'] is string -%}
+{{ message['content'] }}
+{%- else -%}
+{%- for part in message['content'] -%}
+{%- if part['type'] == 'image' -%}
+{{ '<|vision_start|><|image_pad|><|vision_end|>' }}
+{%- elif part['type'] == 'video' -%}
+{{ '<|vision_start|><|video_pad|><|vision_end|>' }}
+{%- else -%}
+{{ part['text'] }}
+{%- endif -%}
+{%- endfor -%}
+{%- endif -%}
+{{ '<|im_end|>\\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{ '<|im_start|>assistant\\n' }}
+{%- endif -%}
+"""
+
+SENTENCE_PATTERNS = (
+    "Find the length of {a}{b}.",
+    "Find the measure of angle {a}{b}{c}. Round to the nearest tenth.",
+    "Find the area of the {shape}. Round to the nearest hundredth if necessary.",
+    "Find the perimeter of the {shape} {a}{b}{c}{d}.",
+    "Find {x}. Assume that segments that appear to be tangent are tangent.",
+    "In circle {a}, the radius is {n} and the chord {b}{c} is {m}. What is the value of {x}?",
+    "If {a}{b} = {n} and {b}{c} = {m}, find {x}, so that the lines are parallel.",
+    "Line {a}{b} is parallel to line {c}{d}.",
+    "Line {a}{b} is perpendicular to line {c}{d} at point {e}.",
+    "Point {a} lies on line {b}{c}.",
+    "Point {a} lies on circle {b}, and {a}{c} is a diameter.",
+    "The length of {a}{b} is {n}, and the length of {c}{d} is {m}{x}.",
+    "Angle {a}{b}{c} is {n} degrees; the measure of arc {a}{c} is {m} degrees.",
+    "$\\angle {a}{b}{c} = {n}^\\circ$ and $\\triangle {a}{b}{c} \\cong \\triangle {d}{e}{f}$.",
+    "The picture shows a {shape} with vertices {a}, {b}, {c} and {d}.",
+    "Triangle {a}{b}{c} is similar to triangle {d}{e}{f}, since two of their angles are equal.",
+    "By the Pythagorean theorem, ${x}^2 = {n}^2 + {m}^2$, therefore ${x} = \\sqrt{{{n}}}$.",
+    "$\\frac{{{n}}}{{{m}}} = \\frac{{{x}}}{{{o}}}$, so {x} = {n} \\times {o} / {m} = {o}.{n}",
+    "$\\sin {n} = \\frac{{{x}}}{{{m}}}$, $\\cos {n} = \\frac{{{a}{b}}}{{{b}{c}}}$, $\\tan {o} = \\frac{{{n}}}{{{x}}}$, $\\pi r^2$.",
+    "<think>\nThe diagram shows that {a}{b} = {n}. First, we need to find {x}.\n</think>\n"
+    "<answer>\n\\boxed{{{n}}}\n</answer>",
+    "<think>\nLet's look at the image. {a}{b} and {c}{d} are equal, so the answer is {n}.\n</think>\n"
+    "<answer>\nThe final answer is \\boxed{{{n}\\sqrt{{{m}}}}}\n</answer>",
+    "Think first inside <think> </think>, then give the final answer in \\boxed{{}} inside <answer> </answer>.",
+    "<info1>Line {a}{b} has length {n}</info1>\n<info2>{a}{b}{c} is a right angle</info2>",
+    "Judgement:\n<info1>1</info1>\n<info2>0</info2>\n<info3>1</info3>",
+    "For each item, write 1 if the response shows the item and 0 if it does not.",
+    "You are a judge. Read the annotations and the response of a student, then answer for each of them.",
+    "Choices: (A) {n} (B) {m} (C) {o} (D) {n}.{m}",
+)
+SHAPES = (
+    "triangle", "right triangle", "isosceles triangle", "equilateral triangle", "square", "rectangle", "rhombus",
+    "parallelogram", "trapezoid", "kite", "quadrilateral", "pentagon", "regular hexagon", "circle", "sector",
+)  # fmt: skip
+
+
+def draw_sentences(seed: int = 0) -> Iterator[str]:
+    """Draws the corpus: every pattern in turn, its letters, numbers and shapes at random."""
+    rng = random.Random(seed)
+    for number in range(SENTENCES):
+        points = dict(zip("abcdef", rng.sample("ABCDEFGHJKLMNOPQRSTUVWXYZ", 6)))
+        numbers = {name: rng.randint(1, 180) for name in "nmo"}
+        pattern = SENTENCE_PATTERNS[number % len(SENTENCE_PATTERNS)]
+        yield pattern.format(**points, **numbers, x=rng.choice("xyzwabhr"), shape=rng.choice(SHAPES))
+
+
+def train_tokenizer() -> tokenizers.Tokenizer:
+    """Trains the vocabulary; the special tokens follow it, as in Qwen's."""
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(draw_sentences(), trainer)
+    tokenizer.add_special_tokens([tokenizers.AddedToken(token, normalized=False) for token in SPECIAL_TOKENS])
+    return tokenizer
+
+
+def write_tokenizer(out: Path) -> None:
+    """Writes tokenizer.json, tokenizer_config.json and chat_template.json, where Qwen2.5-VL has them."""
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer = train_tokenizer()
+    tokenizer.save(str(out / "tokenizer.json"), pretty=False)
+    config = {
+        "add_bos_token": False,
+        "add_prefix_space": False,
+        "additional_special_tokens": list(SPECIAL_TOKENS[1:]),
+        "bos_token": None,
+        "chat_template": CHAT_TEMPLATE,
+        "clean_up_tokenization_spaces": False,
+        "eos_token": "<|im_end|>",
+        "errors": "replace",
+        "model_max_length": 131072,
+        "pad_token": "<|endoftext|>",
+        "split_special_tokens": False,
+        "tokenizer_class": "Qwen2Tokenizer",
+        "unk_token": None,
+    }
+    for name, content in (
+        ("tokenizer_config.json", config),
+        ("chat_template.json", {"chat_template": CHAT_TEMPLATE}),
+    ):
+        (out / name).write_text(json.dumps(content, indent=2) + "\n")
+    print(f"{tokenizer.get_vocab_size()} tokens written to {out}")
+
+
+def main() -> None:
+    """Reads the command line and writes the tokenizer."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    root = Path(__file__).resolve().parent.parent
+    parser.add_argument("--out", type=Path, default=root / "perception_r1_jax" / "assets" / "tokenizer")
+    write_tokenizer(parser.parse_args().out)
+
+
+if __name__ == "__main__":
+    main()

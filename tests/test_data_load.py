@@ -1,0 +1,35 @@
+"""Which source a path leads to, and what is said where it leads to none."""
+
+from __future__ import annotations
+
+import pytest
+
+from perception_r1_jax.data import DataError, ScanReport, load_problems
+
+
+@pytest.mark.parametrize("path", ["", "drawn"])
+def test_no_path_gives_drawn_pictures(path):
+    problems, report = load_problems(path, "val")
+    assert len(problems) == report.rows == 512
+    assert problems[0].problem_id == "drawn-0/val/0"
+    assert report.summary().startswith("drawn (val): 512 rows read, 512 problems kept")
+
+
+def test_missing_path_says_what_to_do(tmp_path):
+    with pytest.raises(DataError, match=r"No data at .*nowhere\. Set data\.path"):
+        load_problems(tmp_path / "nowhere")
+
+
+def test_folder_without_the_split_says_what_it_needs(tmp_path):
+    with pytest.raises(DataError, match=r"no folder with dev\.jsonl or dev\*\.parquet"):
+        load_problems(tmp_path, "dev")
+
+
+def test_unknown_split_of_the_drawn_pictures():
+    with pytest.raises(DataError, match="no split 'dev'; take one of train, val, test"):
+        load_problems("drawn", "dev")
+
+
+def test_summary_names_the_first_rows_and_counts_the_rest():
+    report = ScanReport("x", rows=9, kept=2, skipped={"empty answer": [f"row {k}" for k in range(7)]})
+    assert "skipped, empty answer: 7 (row 0; row 1; row 2; row 3; row 4; and 2 more)" in report.summary()

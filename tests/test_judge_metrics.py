@@ -1,0 +1,22 @@
+"""Failures are counted by reason, against the judgements that were asked for."""
+
+from __future__ import annotations
+
+import math
+
+from perception_r1_jax.judge.metrics import judge_metrics
+
+
+def test_every_status_is_counted():
+    assert judge_metrics(["ok", "none", "missing", "ok", "missing", "too_long"]) == {
+        "judge/ok": 2,
+        "judge/none": 1,  # never asked for, so outside of the rate
+        "judge/missing": 2,
+        "judge/too_long": 1,
+        "judge/failure_rate": 3 / 5,
+    }
+
+
+def test_without_a_judgement_asked_for_there_is_no_rate():
+    assert math.isnan(judge_metrics(["none", "none"])["judge/failure_rate"])
+    assert math.isnan(judge_metrics([])["judge/failure_rate"])

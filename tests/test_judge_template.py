@@ -1,0 +1,52 @@
+"""The answer's template leaves exactly the digits open, or the judge's tokenizer is refused."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import transformers
+
+from perception_r1_jax.judge.template import answer_template, answer_text
+from perception_r1_jax.judge.verdicts import parse_verdicts
+from perception_r1_jax.weights.random_checkpoint import SMALL_TOKENIZER
+
+
+@pytest.fixture(scope="module", params=["own", "qwen"])
+def tokenizer(request):
+    folder = SMALL_TOKENIZER
+    if request.param == "qwen":
+        folder = request.getfixturevalue("shared_data") / "qwen2_5_vl_tokenizer"
+    return transformers.AutoTokenizer.from_pretrained(folder)
+
+
+def test_answer_text_is_what_the_parser_reads():
+    assert answer_text([1, 0]) == "<info1>1</info1>\n<info2>0</info2>"
+    assert parse_verdicts(answer_text([1, 0, 1]), 3).verdicts == (1, 0, 1)
+
+
+@pytest.mark.parametrize("count", [1, 3, 12])
+def test_filled_template_is_the_answer_as_it_would_be_written_freely(tokenizer, count):
+    verdicts = [(5 * k) % 3 % 2 for k in range(count)]
+    tokens, choice_ids = answer_template(tokenizer, count)
+    assert (tokens == -1).sum() == count
+    filled = tokens.copy()
+    filled[tokens == -1] = np.array(choice_ids)[verdicts]
+    assert filled.tolist() == tokenizer.encode(answer_text(verdicts), add_special_tokens=False)
+
+
+def merging_tokenizer(text: str, add_special_tokens: bool) -> list[int]:
+    """Characters, but for "1<" in one token."""
+    return [ord(character) for character in text.replace("1<", "ß")]
+
+
+def marking_tokenizer(text: str, add_special_tokens: bool) -> list[int]:
+    """Characters, with other ids for digits in an odd place."""
+    return [ord(character) + 1000 * (place % 2) for place, character in enumerate(text)]
+
+
+@pytest.mark.parametrize("encode", [merging_tokenizer, marking_tokenizer])
+def test_tokenizer_without_a_token_for_each_digit_is_refused(encode):
+    with pytest.raises(ValueError, match=r"judge\.mode='free'"):
+        answer_template(SimpleNamespace(encode=encode), 12)

@@ -1,0 +1,1 @@
+"""Conversion between Hugging Face directories and this project's checkpoints."""
