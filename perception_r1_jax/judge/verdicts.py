@@ -91,7 +91,7 @@ def parse_verdicts_paper(text: object) -> tuple[float, ...]:
 
 def _last_item(opened: Sequence[int], closed: Sequence[int]) -> tuple[int, int] | None:
     """The content's bounds for the last opening tag that some closing tag follows after one character or more."""
-    last = bisect.bisect_right(opened, closed[-1]) if closed else 0
+    last = bisect.bisect_left(opened, closed[-1]) if closed else 0
     if last == 0:
         return None
     start = opened[last - 1]

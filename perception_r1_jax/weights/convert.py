@@ -48,7 +48,7 @@ def convert_huggingface(source: str | Path, out: str | Path, dtype: Any = None) 
     out.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source / CONFIG_FILE, out / CONFIG_FILE)
     copy_side_files(source, out)
-    with _lean_context():
+    with _lean_context(params):
         ocp.save(out / PARAMS, params, checkpointable_name=PARAMS)
 
 
@@ -105,13 +105,14 @@ def _load_parameter(weights: Path, stored: Mapping[str, Any], path: str, dtype: 
     return np.asarray(flatten(ocp.load(weights, unflatten(target), checkpointable_name=PARAMS))[path])
 
 
-def _lean_context() -> ocp.Context:
-    """Without a second copy in host memory: orbax would copy the arrays, and hold what it has compressed."""
+def _lean_context(params: Any) -> ocp.Context:
+    """One parameter beside the model in host memory; orbax would copy all arrays, and hold what it has compressed."""
     context = ocp.Context()
     context.memory.deepcopy_host_arrays = False
     context.array.saving.use_compression = False
     context.array.saving.storage_options.chunk_byte_size = CHUNK_BYTES
-    context.memory.write_concurrent_bytes = int(__import__("os").environ.get("WCB","1000000000000"))
+    largest = max(leaf.nbytes for leaf in jax.tree.leaves(params))
+    context.memory.write_concurrent_bytes = largest + 1  # the limit is exclusive
     return context
 
 

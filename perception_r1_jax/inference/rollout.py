@@ -1,0 +1,67 @@
+"""Rollouts: G responses of the current policy to each prompt of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from perception_r1_jax.inference.engine import Engine
+from perception_r1_jax.inference.sampling import Sampling
+from perception_r1_jax.processing import Processor, batch_prompts, pick_bucket, pick_buckets
+from perception_r1_jax.records import FINISH_LENGTH, FINISH_STOP, Prompt, PromptBatch, Rollout
+
+
+def make_sampling(config: ConfigDict, processor: Processor) -> Sampling:
+    """How a run draws its responses; `config` is `config.rollout`."""
+    return Sampling(
+        max_new_tokens=config.response_buckets[-1],
+        stop_ids=processor.stop_ids,
+        pad_id=processor.pad_id,
+        temperature=config.temperature,
+        top_k=config.top_k,
+        top_p=config.top_p,
+        banned_ids=processor.banned_ids,
+    )
+
+
+def roll_out(
+    engine: Engine, processor: Processor, prompts: Sequence[Prompt], config: ConfigDict, key: jax.Array
+) -> tuple[PromptBatch, Rollout]:
+    """Draws `config.samples_per_prompt` responses to each prompt.
+
+    Args:
+        engine: holds the policy's parameters.
+        processor: the policy's.
+        prompts: N of them.
+        config: `config.rollout`.
+        key: of this step; samples fold in their prompt's id, number and position.
+
+    Returns:
+        The prompts in their bucket (L, W), and the responses in the smallest bucket that holds the longest.
+    """
+    length, windows = pick_buckets(prompts, config.prompt_buckets, config.window_buckets)
+    batch = batch_prompts(prompts, rows=len(prompts), length=length, windows=windows, pad_id=processor.pad_id)
+    out = engine.generate(batch, config.samples_per_prompt, make_sampling(config, processor), key)
+    size = pick_bucket(int(out.mask.sum(-1).max()), config.response_buckets, "longest response")
+    return batch, Rollout(
+        tokens=out.tokens[:, :, :size],
+        mask=out.mask[:, :, :size],
+        logps=out.logps[:, :, :size],
+        finish_reasons=[[FINISH_STOP if stop else FINISH_LENGTH for stop in row] for row in out.stopped],
+        texts=[[processor.decode(t[m]) for t, m in zip(*row)] for row in zip(out.tokens, out.mask)],
+    )
+
+
+def rollout_metrics(rollout: Rollout) -> dict[str, float]:
+    """Lengths in tokens, and the share of responses cut at the limit."""
+    lengths = rollout.mask.sum(-1)
+    cut = np.array(rollout.finish_reasons) == FINISH_LENGTH
+    return {
+        "rollout/length_mean": float(lengths.mean()),
+        "rollout/length_max": float(lengths.max()),
+        "rollout/cut_share": float(cut.mean()),
+        "rollout/tokens": float(lengths.sum()),
+    }

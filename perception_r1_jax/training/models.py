@@ -1,0 +1,45 @@
+"""The models of a run, from whatever the config names to sharded parameters."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from perception_r1_jax.weights import convert_huggingface, locate_model
+from perception_r1_jax.weights.random_checkpoint import write_random_checkpoint
+from perception_r1_jax.weights.side_files import CONFIG_FILE, copy_side_files
+
+RANDOM = "random"
+
+
+def prepare_model(path: str, tokenizer: str, family: str, folder: Path, seed: int) -> Path:
+    """The directory to load a model from.
+
+    Args:
+        path: a model directory of any kind, which is returned as it is, or "random": then a small random
+            Hugging Face checkpoint is made at `folder`/hf and converted to `folder`/converted, once.
+        tokenizer: directory of the tokenizer for a random model; "" is the package's small one.
+        family: "qwen2_5_vl" or "qwen2", for a random model.
+        folder: where a random model is made.
+        seed: of its weights.
+    """
+    if path != RANDOM:
+        return Path(path)
+    source, converted = folder / "hf", folder / "converted"
+    if not (converted / "params").is_dir():
+        shutil.rmtree(folder, ignore_errors=True)
+        write_random_checkpoint(source, family, tokenizer_dir=tokenizer or None, seed=seed)
+        convert_huggingface(source, converted)
+    return converted
+
+
+def keep_side_files(model: Path, tokenizer: str, out: Path) -> None:
+    """Copies config, tokenizer and the like into a run's `model/`, so that its checkpoints can be used alone."""
+    out.mkdir(parents=True, exist_ok=True)
+    model_dir = locate_model(model).model_dir
+    if model_dir == out.resolve():
+        return
+    if tokenizer:
+        copy_side_files(Path(tokenizer), out)
+    copy_side_files(model_dir, out) if not tokenizer else None
+    shutil.copyfile(model_dir / CONFIG_FILE, out / CONFIG_FILE)

@@ -1,0 +1,85 @@
+"""What a run was: `run.json` at its start, `result.json` at its end."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from perception_r1_jax.records import Problem
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy", "math-verify")
+EDGE_BYTES = 1 << 16
+PAIRS = ("accuracy", "perception", "probe")
+
+
+def write_run(workdir: Path, config: ConfigDict, **hashes: str) -> None:
+    """Writes `run.json`: config, command, commit, versions, devices, and hashes of what went in."""
+    content = {
+        "config": json.loads(config.to_json_best_effort()),
+        "command": sys.argv,
+        "commit": _commit(),
+        "versions": {"python": sys.version.split()[0], **{name: version(name) for name in PACKAGES}},
+        "devices": [str(device) for device in jax.devices()],
+        "hashes": hashes,
+    }
+    (workdir / "run.json").write_text(json.dumps(content, indent=2) + "\n")
+
+
+def write_result(workdir: Path, *, rewards: dict[str, float], seconds: float) -> dict[str, Any]:
+    """Writes `result.json` and returns it; fields of evaluations that this run has not made are null."""
+    result: dict[str, Any] = {f"{name}_{when}": None for name in PAIRS for when in ("before", "after")}
+    result |= {f"mcnemar_{name}": None for name in PAIRS}
+    result |= {"rewards": rewards, "seconds": round(seconds, 1), "peak_rss_bytes": peak_rss_bytes()}
+    (workdir / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def peak_rss_bytes() -> int:
+    """The most memory that this process has held."""
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+def hash_texts(texts: Iterable[str]) -> str:
+    """SHA-256 of texts in their order."""
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
+    return digest.hexdigest()
+
+
+def hash_problems(problems: Iterable[Problem]) -> str:
+    """SHA-256 of ids, questions, answers and annotations."""
+    return hash_texts("\n".join((p.problem_id, p.question, p.answer, *p.annotations)) for p in problems)
+
+
+def hash_files(directory: Path) -> str:
+    """SHA-256 of names, sizes, and the first and last 64 kB of each file: tells models apart without reading them."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in directory.rglob("*") if path.is_file()):
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(directory)} {size}\0".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(EDGE_BYTES))
+            file.seek(max(size - EDGE_BYTES, 0))
+            digest.update(file.read(EDGE_BYTES))
+    return digest.hexdigest()
+
+
+def _commit() -> str | None:
+    """The commit of the source tree that runs, None outside of a git checkout."""
+    command = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,49 @@
+"""`samples.jsonl`: one line for each response of each step, with its rewards."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from perception_r1_jax.records import GroupAdvantages, Problem, Rollout, Scores
+
+
+def append_samples(
+    path: Path,
+    step: int,
+    problems: Sequence[Problem],
+    rollout: Rollout,
+    scores: Scores,
+    advantages: GroupAdvantages,
+) -> None:
+    """Appends a step's responses. A term without a value, or of a response that was left out, is null."""
+    with path.open("a") as file:
+        for row, problem in enumerate(problems):
+            for sample, fields in enumerate(_fields(row, rollout, scores, advantages)):
+                line = {"step": step, "problem_id": problem.problem_id, "sample": sample, **fields}
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _fields(row: int, rollout: Rollout, scores: Scores, advantages: GroupAdvantages) -> Iterator[dict[str, Any]]:
+    for sample in range(rollout.tokens.shape[1]):
+        at = (row, sample)
+        verdicts = scores.verdicts[row][sample]
+        yield {
+            "response": rollout.texts[row][sample],
+            "tokens": int(rollout.mask[at].sum()),
+            "finish_reason": rollout.finish_reasons[row][sample],
+            **{name: _number(values[at]) for name, values in scores.terms.items()},
+            "verdicts": None if verdicts is None else list(verdicts),
+            "judge_status": scores.judge_status[row][sample],
+            "total": _number(scores.total[at]) if scores.valid[at] else None,
+            "advantage": _number(advantages.advantages[at]),
+        }
+
+
+def _number(value: np.floating) -> float | None:
+    return None if math.isnan(value) else round(float(value), 6)

@@ -1,0 +1,82 @@
+"""Answers a question about pictures, from a Hugging Face directory or a converted checkpoint.
+
+    python scripts/generate.py --model DIR --image A.png [--image B.png] --prompt TEXT [--json]
+
+Sends one user turn: the pictures in order, then TEXT. Greedy unless a temperature is given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="Hugging Face directory, converted checkpoint, or training run")
+    parser.add_argument("--image", action="append", default=[], type=Path, help="a picture; repeat for several")
+    parser.add_argument("--prompt", required=True, help="the question")
+    parser.add_argument("--max_new_tokens", type=int, default=512, help="limit of the answer (default 512)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0, the default, is greedy")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw, with a temperature")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="to compute in")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the text")
+    return parser.parse_args(argv)
+
+
+def generate(args: argparse.Namespace) -> dict:
+    """The answer: `text`, `token_ids`, `prompt_tokens`, `finish_reason`."""
+    import jax
+    import jax.numpy as jnp
+
+    from perception_r1_jax.inference import Engine, Sampling
+    from perception_r1_jax.models import load_config
+    from perception_r1_jax.processing import Processor, batch_prompts
+    from perception_r1_jax.records import FINISH_LENGTH, FINISH_STOP, Problem
+    from perception_r1_jax.sharding import make_mesh
+    from perception_r1_jax.weights import load_params, locate_model
+
+    model_dir = locate_model(args.model).model_dir
+    config, processor = load_config(model_dir), Processor.from_directory(model_dir)
+    prompt = processor.prompt(Problem("--image", args.prompt, tuple(args.image), answer=""))
+    mesh = make_mesh()
+    batch = batch_prompts(
+        [prompt], rows=1, length=len(prompt.tokens), windows=len(prompt.vision.image_ids), pad_id=processor.pad_id
+    )
+    sampling = Sampling(
+        args.max_new_tokens,
+        processor.stop_ids,
+        processor.pad_id,
+        temperature=args.temperature,
+        banned_ids=processor.banned_ids,
+    )
+    engine = Engine(config, load_params(args.model, config, mesh, jnp.dtype(args.dtype)), mesh)
+    out = engine.generate(batch, 1, sampling, jax.random.key(args.seed))
+    token_ids = out.tokens[0, 0][out.mask[0, 0]]
+    return {
+        "text": processor.decode(token_ids),
+        "token_ids": token_ids.tolist(),
+        "prompt_tokens": len(prompt.tokens),
+        "finish_reason": FINISH_STOP if out.stopped[0, 0] else FINISH_LENGTH,
+    }
+
+
+def main() -> None:
+    """Reads the command line, prints the answer."""
+    args = parse_arguments()
+    from perception_r1_jax.data.errors import DroppedProblem
+
+    try:
+        answer = generate(args)
+    except (OSError, ValueError, DroppedProblem) as error:
+        raise SystemExit(f"error: {error}") from error
+    print(json.dumps(answer, ensure_ascii=False) if args.json else answer["text"])
+
+
+if __name__ == "__main__":
+    main()
