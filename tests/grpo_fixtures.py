@@ -1,36 +1,19 @@
-"""A tiny Qwen2.5-VL, a run config and a batch of made-up rollouts, shared by the tests of grpo and training."""
+"""A run config and a batch of made-up rollouts for the tiny model, shared by the tests of grpo and training."""
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from perception_r1_jax.models import ModelConfig, VisionConfig, init_params
 from perception_r1_jax.records import PromptBatch, TrainBatch
 from perception_r1_jax.sharding import make_mesh
+from tests import tiny
 
-IMAGE_TOKEN, PAD = 90, 0
-BANNED = (90, 91, 92)
-
-MODEL = ModelConfig(
-    model_type="qwen2_5_vl",
-    vocab_size=96,
-    hidden_size=32,
-    intermediate_size=48,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    tie_embeddings=False,
-    mrope_section=(2, 1, 1),
-    vision=VisionConfig(
-        depth=2, hidden_size=16, intermediate_size=32, num_heads=2, out_hidden_size=32, full_attention_layers=(1,)
-    ),
-    image_token_id=IMAGE_TOKEN,
-)
+BANNED = (tiny.CONFIG.image_token_id, tiny.CONFIG.video_token_id, tiny.CONFIG.vision_start_token_id)
 
 
 def run_config(**overrides) -> ConfigDict:
@@ -50,7 +33,7 @@ def run_config(**overrides) -> ConfigDict:
                 "clip_high": 0.3,
                 "dual_clip": 3.0,
                 "aggregation": "sequence_mean",
-                "kl_coefficient": 0.0,
+                "kl_coefficient": 0.01,
                 "kl_estimator": "k3",
                 "micro_batch_prompts": 8,
                 "micro_batch_samples": 4,
@@ -72,63 +55,41 @@ def run_config(**overrides) -> ConfigDict:
     return config
 
 
-@functools.cache
-def tiny_params():
-    """Parameters with matrices large enough for every part to matter."""
-    params = jax.jit(lambda key: init_params(MODEL, key))(jax.random.key(0))
-    scale = lambda path, x: np.asarray(x) * (4 if path[-1].key in ("kernel", "embedding") else 1)  # noqa: E731
-    return jax.tree_util.tree_map_with_path(scale, params)
-
-
-def one_device_mesh():
+def one_device_mesh() -> Mesh:
     """A mesh of a single device."""
     return make_mesh(1, 1, 1, devices=jax.devices()[:1])
 
 
-def make_prompts(count: int = 8, length: int = 24, fillers: int = 1, seed: int = 0) -> PromptBatch:
-    """Prompts of one picture (16 image tokens) and some text; the last `fillers` rows are empty."""
-    rng = np.random.default_rng(seed)
-    lengths = rng.integers(19, 23, count).astype(np.int32)
-    lengths[count - fillers :] = 0
-    inside = np.arange(length)[None] < lengths[:, None]
-    tokens = np.where(inside, rng.integers(1, 90, (count, length)), PAD).astype(np.int32)
-    tokens[:, 2:18] = np.where(inside[:, 2:18], IMAGE_TOKEN, PAD)
-    slots = np.full((count, length), -1, np.int32)
-    slots[:, 2:18] = np.where(inside[:, 2:18], np.arange(16), -1)
-    real = lengths > 0
-    grid = np.stack(np.meshgrid(np.arange(8), np.arange(8), indexing="ij"), -1).reshape(64, 2)
-    return PromptBatch(
-        tokens=tokens,
-        lengths=lengths,
-        positions=_positions(length, count),
-        next_position=np.where(real, lengths - 12, 0).astype(np.int32),
-        image_slots=slots,
-        prompt_ids=np.arange(count, dtype=np.uint32),
-        patches=rng.normal(size=(count, 1, 64, 1176)).astype(np.float32) * real[:, None, None, None],
-        patch_positions=np.broadcast_to(grid, (count, 1, 64, 2)).astype(np.int32),
-        patch_valid=np.broadcast_to(real[:, None, None], (count, 1, 64)).copy(),
-        image_ids=np.where(real, 0, -1)[:, None].astype(np.int32),
+def make_prompts(extra_length: int = 0) -> PromptBatch:
+    """7 prompts of a picture and some text, and one row that only fills the batch; 24 tokens and more padding."""
+    prompts = tiny.prompt_batch([24, 21, 19, 23, 18, 20, 22, 0], [1] * 7 + [0], windows=1)
+    return dataclasses.replace(
+        prompts,
+        tokens=_grow(prompts.tokens, extra_length, tiny.PAD_ID),
+        positions=_grow(prompts.positions, extra_length, 0),
+        image_slots=_grow(prompts.image_slots, extra_length, -1),
     )
 
 
-def make_batch(length: int = 24, response_length: int = 6, seed: int = 0, **optional) -> TrainBatch:
-    """8 groups of 4 responses of 1 to 6 tokens; one response is invalid and the last group is filler."""
-    prompts = make_prompts(length=length, seed=seed)
-    rng = np.random.default_rng(seed + 1)
+def make_batch(extra_length: int = 0, extra_response: int = 0, **optional) -> TrainBatch:
+    """8 groups of 4 responses of 1 to 6 tokens, padded further on request; one is invalid, the last group filler."""
+    rng = np.random.default_rng(1)
     lengths = rng.integers(1, 7, (8, 4))
     lengths[1, 2] = 0
-    lengths[prompts.lengths == 0] = 0
-    tokens = rng.integers(1, 90, (8, 4, 6)).astype(np.int32)
-    advantages = rng.normal(size=(8, 4)).astype(np.float32) * (lengths > 0)
+    lengths[7] = 0
+    tokens = rng.integers(0, 89, (8, 4, 6)).astype(np.int32)
     mask = np.arange(6) < lengths[..., None]
-    grow = [(0, 0), (0, 0), (0, response_length - 6)]
     return TrainBatch(
-        prompts=prompts,
-        responses=np.pad(np.where(mask, tokens, PAD), grow),
-        mask=np.pad(mask, grow),
-        advantages=advantages,
+        prompts=make_prompts(extra_length),
+        responses=_grow(np.where(mask, tokens, tiny.PAD_ID), extra_response, tiny.PAD_ID),
+        mask=_grow(mask, extra_response, False),
+        advantages=rng.normal(size=(8, 4)).astype(np.float32) * (lengths > 0),
         **optional,
     )
+
+
+def _grow(x, extra, value):
+    return np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, extra)], constant_values=value)
 
 
 def relative_difference(a, b) -> float:
@@ -139,12 +100,3 @@ def relative_difference(a, b) -> float:
         return np.linalg.norm(x - y) / max(np.linalg.norm(y), 1e-12)
 
     return max(jax.tree.leaves(jax.tree.map(difference, a, b)))
-
-
-def _positions(length, count):
-    """Text, a 4 x 4 picture at tokens 2..17, text: temporal, height and width positions."""
-    one = np.concatenate([np.arange(2), np.full(16, 2), np.arange(6, 6 + length - 18)])
-    positions = np.stack([one] * 3)
-    positions[1, 2:18] += np.arange(16) // 4
-    positions[2, 2:18] += np.arange(16) % 4
-    return np.broadcast_to(positions, (count, 3, length)).astype(np.int32)

@@ -6,11 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.grpo_fixtures import BANNED, IMAGE_TOKEN, MODEL, make_batch, relative_difference, tiny_params
 from jax.extend.core import jaxprs_in_params
 
 from perception_r1_jax.grpo.log_probs import predicting_states, response_log_probs, row_mask, token_log_probs
-from perception_r1_jax.models import compute_logits, embed_prompts, forward
+from perception_r1_jax.models import compute_logits, embed_prompts, embed_tokens, forward
+from tests import tiny
+from tests.grpo_fixtures import BANNED, make_batch, relative_difference
+
+MODEL = tiny.CONFIG
 
 OPTIONS = {"temperature": 0.9, "banned_ids": BANNED}
 
@@ -28,7 +31,7 @@ def dense_log_probs(params, hidden, targets):
 def case():
     rng = np.random.default_rng(0)
     hidden = jnp.asarray(rng.normal(size=(3, 10, MODEL.hidden_size)), jnp.float32)
-    return tiny_params(), hidden, jnp.asarray(rng.integers(0, 90, (3, 10)), jnp.int32)
+    return tiny.params(), hidden, jnp.asarray(rng.integers(0, 90, (3, 10)), jnp.int32)
 
 
 @pytest.mark.parametrize("chunk", [4, 10, 64])
@@ -50,7 +53,7 @@ def test_chunks_equal_dense_in_value_and_gradient(case, chunk):
 
 def test_a_banned_target_is_finite(case):
     params, hidden, targets = case
-    value = lambda h: token_log_probs(MODEL, params, h, targets * 0 + IMAGE_TOKEN, chunk=4, **OPTIONS)[0].max()  # noqa: E731
+    value = lambda h: token_log_probs(MODEL, params, h, targets * 0 + tiny.IMAGE_ID, chunk=4, **OPTIONS)[0].max()  # noqa: E731
     logp, grad = jax.value_and_grad(value)(hidden)
     assert np.isfinite(logp)
     assert logp < -1e20
@@ -97,7 +100,7 @@ def test_the_row_of_a_prompt_and_a_response():
 
 def test_responses_equal_one_dense_unpadded_sequence():
     """One prompt and one response, without padding, batch or chunks, through the model's own functions."""
-    batch, params = make_batch(), tiny_params()
+    batch, params = make_batch(), tiny.params()
     options = {"chunk": 4, **OPTIONS}
     logps, _ = jax.jit(lambda p, b: response_log_probs(MODEL, p, b.prompts, b.responses, b.mask, **options))(
         params, batch
@@ -105,18 +108,15 @@ def test_responses_equal_one_dense_unpadded_sequence():
     assert np.all(np.isfinite(logps))
     row, sample = 2, int(np.argmax(batch.mask[2].sum(-1)))
     size, count = int(batch.prompts.lengths[row]), int(batch.mask[row, sample].sum())
-    prompt = jax.tree.map(lambda x: x[row : row + 1], batch.prompts)
-    embeddings = jnp.concatenate(
-        [embed_prompts(MODEL, params, prompt)[:, :size], embed(params, batch.responses[row, sample, :count])], axis=1
-    )
-    text = np.arange(count) + prompt.next_position[0]
-    positions = np.concatenate([prompt.positions[..., :size], np.broadcast_to(text, (1, 3, count))], axis=2)
+    prompt, response = tiny.rows(batch.prompts, [row]), batch.responses[row, sample, None, :count]
+    text = np.broadcast_to(np.arange(count) + prompt.next_position, (1, 3, count))
+    positions = jnp.asarray(np.concatenate([prompt.positions[..., :size], text], axis=2), jnp.int32)
     causal = np.tril(np.ones((1, size + count, size + count), bool))
-    hidden = forward(MODEL, params, embeddings, jnp.asarray(positions, jnp.int32), causal)[:, size - 1 : -1]
-    expected, _ = dense_log_probs(params, hidden, batch.responses[row, sample, None, :count])
-    np.testing.assert_allclose(logps[row, sample, :count], expected[0], atol=2e-5)
 
+    @jax.jit
+    def one_by_one(params):
+        parts = [embed_prompts(MODEL, params, prompt)[:, :size], embed_tokens(MODEL, params, response)]
+        hidden = forward(MODEL, params, jnp.concatenate(parts, axis=1), positions, causal)
+        return dense_log_probs(params, hidden[:, size - 1 : -1], response)[0]
 
-def embed(params, tokens):
-    """[1, T, D]."""
-    return params["decoder"]["embed"]["embedding"][tokens][None]
+    np.testing.assert_allclose(logps[row, sample, :count], one_by_one(params)[0], atol=2e-5)

@@ -97,6 +97,7 @@ def _stored_tensors(
         parameter = _load_parameter(weights, stored, path, dtypes[path])
         for tensor in tensors:
             yield tensor.name, tensor.to_stored(parameter if tensor.layer is None else parameter[tensor.layer])
+        del parameter  # before the next one is read
 
 
 def _load_parameter(weights: Path, stored: Mapping[str, Any], path: str, dtype: np.dtype) -> np.ndarray:

@@ -1,0 +1,38 @@
+"""Trains a vision-language model by GRPO with a visual perception reward.
+
+    python scripts/train.py --config configs/NAME.py --workdir DIR [--config.a.b=VALUE ...]
+
+A run that was stopped goes on from its latest checkpoint when the same command is given again.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from absl import app, flags
+from ml_collections import config_flags
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Config file; --config.a.b=VALUE overrides a field of it.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints, metrics, samples and results.")
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main(argv: list[str]) -> None:
+    """Trains; a problem with config, data or models ends the program with one line that says what to do."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}; set fields as --config.a.b=VALUE")
+    from perception_r1_jax.training.loop import train
+
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    try:
+        train(CONFIG.value, Path(WORKDIR.value))
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+if __name__ == "__main__":
+    app.run(main)

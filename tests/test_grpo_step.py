@@ -1,0 +1,170 @@
+"""The train step: what may change its result, and what may not.
+
+Most tests use plain gradient descent with learning rate 1, so that old minus new parameters is the gradient.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from perception_r1_jax.grpo.losses import policy_loss, token_kl, token_weights
+from perception_r1_jax.grpo.step import make_log_probs_fn, make_train_step
+from perception_r1_jax.sharding import make_mesh, put_batch
+from perception_r1_jax.training.optimizer import make_optimizer
+from perception_r1_jax.training.state import abstract_state, init_state
+from tests import tiny
+from tests.grpo_fixtures import BANNED, make_batch, one_device_mesh, relative_difference, run_config
+
+
+class Trainer:
+    """A train step and fresh states for it."""
+
+    def __init__(self, mesh=None, optimizer=None, **overrides):
+        self.mesh = one_device_mesh() if mesh is None else mesh
+        self.config = run_config(**overrides)
+        self.optimizer = optax.sgd(1.0) if optimizer is None else optimizer
+        self.step = make_train_step(tiny.CONFIG, self.config, self.mesh, self.optimizer, banned_ids=BANNED)
+
+    def state(self):
+        freeze = {"freeze_vision": self.config.model.freeze_vision}
+        abstract = abstract_state(tiny.CONFIG, self.optimizer, self.mesh, **freeze)
+        return init_state(jax.tree.map(np.asarray, tiny.params()), self.optimizer, abstract, **freeze)
+
+    def gradient(self, batch):
+        """Gradient and metrics of one step, as numpy."""
+        state, metrics = self.step(self.state(), put_batch(self.mesh, batch))
+        grads = jax.tree.map(lambda old, new: np.asarray(old) - np.asarray(new), tiny.params(), state.params)
+        return grads, jax.tree.map(float, metrics)
+
+
+@functools.cache
+def trainer():
+    """One device, one micro-batch: what the others are compared with."""
+    return Trainer()
+
+
+@functools.cache
+def reference():
+    return trainer().gradient(make_batch())
+
+
+def assert_same(result, expected, tolerance=2e-5):
+    assert relative_difference(result[0], expected[0]) < tolerance
+    for name, value in expected[1].items():
+        np.testing.assert_allclose(result[1][name], value, rtol=tolerance, atol=1e-6, err_msg=name)
+
+
+def test_every_parameter_has_a_gradient():
+    grads, metrics = reference()
+    norms = jax.tree_util.tree_leaves_with_path(jax.tree.map(np.linalg.norm, grads))
+    assert [jax.tree_util.keystr(path) for path, norm in norms if not 1e-6 < norm < np.inf] == []
+    assert metrics["tokens"] == make_batch().mask.sum()
+    assert metrics["ratio_mean"] == 1
+    total = np.sqrt(sum(norm**2 for _, norm in norms))
+    np.testing.assert_allclose(metrics["grad_norm"], total, rtol=1e-5)
+
+
+def test_micro_batches_do_not_matter():
+    split = Trainer(grpo__micro_batch_prompts=2, grpo__micro_batch_samples=2)
+    assert_same(split.gradient(make_batch()), reference())
+
+
+@pytest.mark.parametrize(("shape", "prompts", "samples"), [((2, 2, 2), 4, 2), ((1, 8, 1), 8, 4)])
+def test_devices_do_not_matter(shape, prompts, samples):
+    many = Trainer(make_mesh(*shape), grpo__micro_batch_prompts=prompts, grpo__micro_batch_samples=samples)
+    assert_same(many.gradient(make_batch()), reference())
+
+
+def test_order_of_groups_and_content_of_fillers_do_not_matter():
+    batch = make_batch()
+    order = np.array([3, 7, 1, 0, 2, 6, 5, 4])
+    shuffled = jax.tree.map(lambda x: x[order], batch)
+    assert_same(trainer().gradient(shuffled), reference())
+    garbage = np.where(batch.mask, batch.responses, 17)
+    assert_same(trainer().gradient(dataclasses.replace(batch, responses=garbage)), reference(), tolerance=1e-6)
+
+
+def test_buckets_do_not_matter_and_each_compiles_once():
+    larger = make_batch(extra_length=8, extra_response=2)
+    reference()
+    before = trainer().step._cache_size()
+    assert_same(trainer().gradient(larger), reference())
+    assert trainer().step._cache_size() == before + 1
+    trainer().gradient(larger)
+    trainer().gradient(make_batch())
+    assert trainer().step._cache_size() == before + 1
+
+
+def test_nothing_to_learn_changes_nothing():
+    batch = make_batch()
+    grads, metrics = trainer().gradient(dataclasses.replace(batch, mask=np.zeros_like(batch.mask)))
+    assert metrics["loss"] == metrics["grad_norm"] == metrics["tokens"] == 0
+    assert all(np.all(grad == 0) for grad in jax.tree.leaves(grads))
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted():
+    config = run_config()
+    adam = Trainer(optimizer=make_optimizer(config.optimizer, 10))
+    batch = make_batch()
+    state, metrics = adam.step(adam.state(), put_batch(adam.mesh, batch))
+    assert metrics["skipped"] == 0
+    before = jax.tree.map(np.array, state)
+    broken = dataclasses.replace(batch, advantages=np.where(batch.advantages == batch.advantages.max(), np.inf, 0.5))
+    state, metrics = adam.step(state, put_batch(adam.mesh, jax.tree.map(_as_trained, broken)))
+    assert not np.isfinite(metrics["grad_norm"])
+    assert metrics["skipped"] == state.skipped == 1
+    assert (int(before.step), int(state.step)) == (1, 2)
+    for name in ("params", "opt_state"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(state, name), getattr(before, name))
+    state, _ = adam.step(state, put_batch(adam.mesh, batch))
+    assert relative_difference(state.params, before.params) > 1e-4
+
+
+def _as_trained(x):
+    return x.astype(np.float32) if x.dtype == np.float64 else x
+
+
+def test_frozen_vision_old_and_reference_log_probs():
+    """The decoder's gradient is the whole model's; the loss is the oracle's with the log-probs of `make_log_probs_fn`."""
+    frozen = Trainer(model__freeze_vision=True, grpo__micro_batch_prompts=4, grpo__kl_coefficient=0.5)
+    batch, mesh = make_batch(), one_device_mesh()
+    log_probs = make_log_probs_fn(tiny.CONFIG, frozen.config, mesh, banned_ids=BANNED)
+    placed = put_batch(mesh, batch)
+    own = np.asarray(log_probs(frozen.state().params, placed.prompts, placed.responses, placed.mask))
+    noise = np.random.default_rng(0).normal(size=(2, *own.shape)).astype(np.float32) * 0.3
+    old, refer = own + noise
+    full = dataclasses.replace(batch, old_logps=old, reference_logps=refer, rollout_logps=own + np.float32(0.1))
+    grads, metrics = frozen.gradient(full)
+
+    flat = lambda x: x.reshape(32, -1)  # noqa: E731
+    mask = flat(batch.mask)
+    clip = {"clip_low": 0.2, "clip_high": 0.3, "dual_clip": 3.0, "aggregation": "sequence_mean"}
+    loss, expected = policy_loss(flat(own), flat(old), batch.advantages.reshape(-1), mask, **clip)
+    kl = np.asarray(token_kl(flat(own), flat(refer), mask, "k3"))
+    np.testing.assert_allclose(metrics["loss"], loss + 0.5 * np.sum(token_weights(mask, "sequence_mean") * kl), rtol=1e-4)
+    for name, value in {**expected, "kl": kl[mask].mean(), "rollout_train_logp_diff": 0.1}.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+    np.testing.assert_allclose(metrics["token_mult_prob_error"], np.exp(0.1), rtol=1e-5)
+    assert expected["clip_fraction_low"] > 0
+    assert all(np.all(grad == 0) for grad in jax.tree.leaves(grads["vision"]))
+    assert all(np.any(grad != 0) for grad in jax.tree.leaves(grads["decoder"]))
+
+
+def test_frozen_vision_has_no_optimizer_state():
+    optimizer = make_optimizer(run_config().optimizer, 10)
+    sizes = [
+        sum(x.size for x in jax.tree.leaves(abstract_state(tiny.CONFIG, optimizer, one_device_mesh(), **freeze).opt_state))
+        for freeze in ({}, {"freeze_vision": True})
+    ]
+    assert sizes[0] - sizes[1] == 2 * sum(x.size for x in jax.tree.leaves(tiny.params()["vision"]))
+
+
+def test_sizes_that_do_not_divide_are_errors_before_any_compilation():
+    with pytest.raises(ValueError, match="micro_batch_samples is 3, which does not divide 4.*: 2 and 4"):
+        Trainer(grpo__micro_batch_samples=3)
