@@ -14,7 +14,9 @@ from configs import perception_r1_7b
 
 
 def get_config() -> ConfigDict:
-    """As the 7B run, with responses half as long."""
+    """As the 7B run, with smaller models and responses half as long."""
     config = perception_r1_7b.get_config()
+    config.model.path = "Qwen2.5-VL-3B-Instruct"
+    config.judge.path = "Qwen2.5-7B-Instruct"
     config.rollout.response_buckets = (512, 1024, 2048)
     return config

@@ -21,12 +21,12 @@ def get_config() -> ConfigDict:
     config.fidelity = "default"  # "paper" for their parsing, loss aggregation and schedule, defects included
     config.steps = 275  # 25 epochs of floor(1442 / 128) = 11 steps
 
-    config.data.path = ""  # the parquet file with problem, answer, images, visual_key_info: give it
+    config.data.path = "geo3k_with_visual_key_info.parquet"  # problem, answer, images, visual_key_info
     config.data.split = "train"  # read for folders only; a parquet file is one split
     config.data.shuffle = True
-    config.data.threads = 16  # 128 pictures of up to 1.8 megapixels must be ready for each step
+    config.data.prefetch = 1  # 128 pictures of up to 1.8 megapixels are ready before each step
 
-    config.model.path = ""  # Qwen2.5-VL-7B-Instruct as a Hugging Face folder, or converted: give it
+    config.model.path = "Qwen2.5-VL-7B-Instruct"  # Hugging Face folder, or converted
     config.model.tokenizer = ""  # the model's own
     config.model.min_pixels = 3_136  # 56 x 56
     config.model.max_pixels = 1_806_336  # 1344 x 1344: at most 2,304 image tokens
@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
     config.model.remat = "full"  # a row has 8,192 tokens: keep only the layers' inputs
     config.model.freeze_vision = False  # the vision tower trains too: it is what should see better
 
-    config.judge.path = ""  # Qwen2.5-32B-Instruct (theirs: AWQ int4 of it): give it
+    config.judge.path = "Qwen2.5-32B-Instruct"  # theirs: AWQ int4 of it
     config.judge.tokenizer = ""  # the judge's own
     config.judge.prompt = ""  # this project's wording; a file for another one
     config.judge.mode = "constrained"  # theirs is "free"; both agree where the free text is well-formed
@@ -68,7 +68,7 @@ def get_config() -> ConfigDict:
     config.grpo.kl_coefficient = 0.0  # no KL term, no reference model
     config.grpo.micro_batch_prompts = 16  # theirs is 8 responses a device; one prompt a device on 16 devices
     config.grpo.micro_batch_samples = 1
-    config.grpo.log_prob_chunk = 1024
+    config.grpo.log_prob_chunk = 256
 
     config.optimizer.learning_rate = 1e-6
     config.optimizer.warmup_fraction = 0.05  # 13 steps

@@ -7,6 +7,7 @@ schedule to the semantics of the authors' code (arXiv 2506.07218 and its reposit
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,10 +19,38 @@ CHOICES = {
     "model.remat": ("none", "full", "dots"),
     "judge.mode": ("constrained", "free"),
     "judge.on_failure": ("drop_sample", "drop_term_for_group", "zero", "abort"),
-    "grpo.aggregation": ("sequence_mean", "token_mean", "micro_batch_token_mean"),
+    "grpo.aggregation": ("sequence_mean", "token_mean", "constant", "micro_batch_mean"),
     "grpo.kl_estimator": ("k1", "k2", "k3"),
 }
 """Fields that take one of a few words."""
+
+LEAST = {
+    "steps": 1,
+    "data.prefetch": 0,
+    "model.min_pixels": 1,
+    "judge.max_prompt_tokens": 1,
+    "judge.max_new_tokens": 1,
+    "judge.batch_size": 1,
+    "rollout.prompts_per_step": 1,
+    "rollout.samples_per_prompt": 2,  # advantages compare the members of a group
+    "rollout.top_k": 0,
+    "reward.ngram_size": 1,
+    "reward.workers": 1,
+    "grpo.clip_low": 0,
+    "grpo.clip_high": 0,
+    "grpo.dual_clip": 1,
+    "grpo.kl_coefficient": 0,
+    "grpo.log_prob_chunk": 1,
+    "optimizer.warmup_fraction": 0,
+    "optimizer.weight_decay": 0,
+    "checkpoint.every": 1,
+    "checkpoint.keep_last": 1,
+    "checkpoint.keep_best": 0,
+}
+"""The least value of fields that have one."""
+
+POSITIVE = ("rollout.temperature", "reward.deadline_seconds", "optimizer.learning_rate", "optimizer.max_grad_norm")
+"""Fields that must be above 0: training divides logits by the temperature, so it cannot be greedy."""
 
 
 def default_config() -> ConfigDict:
@@ -30,7 +59,7 @@ def default_config() -> ConfigDict:
     config.seed = 1  # every random key derives from it: shuffling, sampling, drawn pictures
     config.fidelity = "default"  # "paper": exactly as the authors' code does it, defects included
     config.steps = 275  # optimizer steps, one per batch of rollouts
-    # Appended to every problem, after a space. A path of a text file is read.
+    # Appended to every problem, after a space. Where it is the name of a .txt file, the content of the file.
     config.format_instruction = (
         "Think first, step by step, inside <think> </think> tags: say what you see in the picture, then reason from it. "
         "Then give the result inside <answer> </answer> tags, with the final answer in \\boxed{}."
@@ -40,7 +69,7 @@ def default_config() -> ConfigDict:
     config.data.path = "drawn"  # a geometry3k folder, a .parquet file, or "drawn" for drawn pictures
     config.data.split = "train"
     config.data.shuffle = True  # anew each epoch, by seed
-    config.data.threads = 4  # that decode pictures ahead of the step
+    config.data.prefetch = 1  # batches prepared ahead of the step, pictures decoded; 0: each when it is needed
 
     config.model = ConfigDict()
     config.model.path = ""  # a Hugging Face folder, a converted checkpoint, or "random" for a small random model
@@ -92,7 +121,7 @@ def default_config() -> ConfigDict:
     config.grpo.kl_estimator = "k3"
     config.grpo.micro_batch_prompts = 8  # prompts of a micro-batch, over all devices
     config.grpo.micro_batch_samples = 8  # samples of each of them
-    config.grpo.log_prob_chunk = 1024  # tokens whose logits exist at a time
+    config.grpo.log_prob_chunk = 256  # positions of each row whose logits exist at a time
 
     config.optimizer = ConfigDict()
     config.optimizer.learning_rate = 1e-6  # constant after warm-up
@@ -120,35 +149,44 @@ def validate(config: ConfigDict) -> None:
 
     Raises:
         ValueError: a field with an impossible value, or batch sizes that do not divide; it says what to set.
-        FileNotFoundError: a path that does not exist.
+        FileNotFoundError: a path that is not given or does not exist.
     """
     for field, choices in CHOICES.items():
-        _require(_get(config, field) in choices, field, _get(config, field), f"choose one of {', '.join(choices)}")
-    for field in ("steps", "judge.batch_size", "checkpoint.every", "rollout.prompts_per_step", "reward.workers"):
-        _require(_get(config, field) >= 1, field, _get(config, field), "it must be at least 1")
-    _require(
-        config.rollout.samples_per_prompt >= 2,
-        "rollout.samples_per_prompt",
-        config.rollout.samples_per_prompt,
-        "a group needs at least 2 samples, since advantages compare them",
-    )
-    for field in ("prompt_buckets", "window_buckets", "response_buckets"):
-        buckets = tuple(config.rollout[field])
-        _require(len(buckets) > 0 and buckets == tuple(sorted(set(buckets))), f"rollout.{field}", buckets, "list it rising")
-    check_divides("grpo.micro_batch_prompts", config.grpo.micro_batch_prompts, config.rollout.prompts_per_step)
-    check_divides("grpo.micro_batch_samples", config.grpo.micro_batch_samples, config.rollout.samples_per_prompt)
+        _require(config, field, _get(config, field) in choices, f"choose one of {', '.join(choices)}")
+    for field, least in LEAST.items():
+        _require(config, field, _get(config, field) >= least, f"it must be at least {least}")
+    for field in POSITIVE:
+        _require(config, field, 0 < _get(config, field) < math.inf, "it must be a number above 0")
+    _require(config, "rollout.top_p", 0 < config.rollout.top_p <= 1, "it must be above 0 and at most 1")
+    highest = config.model.max_pixels
+    _require(config, "model.min_pixels", config.model.min_pixels <= highest, f"it is above model.max_pixels, {highest}")
+    for field, least in {"prompt_buckets": 1, "window_buckets": 0, "response_buckets": 1}.items():
+        _check_buckets(config, f"rollout.{field}", least)
+    check_divides("micro_batch_prompts", config.grpo.micro_batch_prompts, config.rollout.prompts_per_step)
+    check_divides("micro_batch_samples", config.grpo.micro_batch_samples, config.rollout.samples_per_prompt)
     _check_paths(config)
 
 
-def check_divides(field: str, value: int, total: int) -> None:
-    """Raises ValueError that names the nearest legal values unless `value` divides `total`."""
-    legal = [d for d in range(1, total + 1) if total % d == 0]
-    near = sorted(sorted(legal, key=lambda d: abs(d - value))[:3])
-    _require(value in legal, field, value, f"it must divide {total}; the nearest that do are {', '.join(map(str, near))}")
+def check_divides(name: str, size: int, total: int) -> None:
+    """Raises ValueError with the nearest legal values unless `size`, a field of `config.grpo`, divides `total`."""
+    if 0 < size <= total and total % size == 0:
+        return
+    legal = [value for value in range(1, total + 1) if total % value == 0]
+    nearest = sorted(sorted(legal, key=lambda value: abs(value - size))[:2])
+    raise ValueError(
+        f"config.grpo.{name} is {size}, which does not divide {total}. "
+        f"The nearest values that do: {' and '.join(map(str, nearest))}."
+    )
+
+
+def _check_buckets(config: ConfigDict, field: str, least: int) -> None:
+    buckets = tuple(_get(config, field))
+    rising = all(isinstance(size, int) for size in buckets) and buckets == tuple(sorted(set(buckets)))
+    _require(config, field, rising and len(buckets) > 0, "list whole numbers, rising")
+    _require(config, field, buckets[0] >= least, f"the smallest must be at least {least}")
 
 
 def _check_paths(config: ConfigDict) -> None:
-    _require(bool(config.model.path), "model.path", config.model.path, "name a model folder, or 'random' for a small one")
     for field, words in {
         "model.path": ("random",),
         "judge.path": ("random", ""),
@@ -156,9 +194,10 @@ def _check_paths(config: ConfigDict) -> None:
         "model.tokenizer": ("",),
         "judge.tokenizer": ("",),
         "judge.prompt": ("",),
+        "format_instruction": () if _is_file_name(config.format_instruction) else (config.format_instruction,),
     }.items():
         value = _get(config, field)
-        if value not in words and not Path(value).exists():
+        if value not in words and (value == "" or not Path(value).exists()):  # Path("") would be the current folder
             raise FileNotFoundError(f"config.{field} = {value!r} does not exist. Give a path that does{_or(words)}.")
 
 
@@ -172,9 +211,9 @@ def _get(config: ConfigDict, field: str):
     return config
 
 
-def _require(condition: bool, field: str, value, advice: str) -> None:
+def _require(config: ConfigDict, field: str, condition: bool, advice: str) -> None:
     if not condition:
-        raise ValueError(f"config.{field} = {value!r}: {advice}.")
+        raise ValueError(f"config.{field} = {_get(config, field)!r}: {advice}.")
 
 
 def arithmetic(config: ConfigDict, *, problems: int, parameters: int, judge_parameters: int, mesh: dict[str, int]) -> str:
@@ -197,6 +236,8 @@ def arithmetic(config: ConfigDict, *, problems: int, parameters: int, judge_para
 def load_instruction(config: ConfigDict) -> str:
     """The format instruction itself, read from its file where the config names one."""
     text = config.format_instruction
-    if "\n" not in text and len(text) < 500 and Path(text).is_file():
-        return Path(text).read_text().strip()
-    return text
+    return Path(text).read_text(encoding="utf-8").strip() if _is_file_name(text) else text
+
+
+def _is_file_name(instruction: str) -> bool:
+    return instruction.endswith(".txt")

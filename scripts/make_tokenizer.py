@@ -30,7 +30,10 @@ SPECIAL_TOKENS = (
     "<|video_pad|>",
 )
 # Words with the space before them, a digit at a time, runs of punctuation, line ends, spaces.
-SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 # One template for both families: content is a string, or a list of pictures and texts.
 CHAT_TEMPLATE = """\
@@ -78,7 +81,8 @@ SENTENCE_PATTERNS = (
     "Triangle {a}{b}{c} is similar to triangle {d}{e}{f}, since two of their angles are equal.",
     "By the Pythagorean theorem, ${x}^2 = {n}^2 + {m}^2$, therefore ${x} = \\sqrt{{{n}}}$.",
     "$\\frac{{{n}}}{{{m}}} = \\frac{{{x}}}{{{o}}}$, so {x} = {n} \\times {o} / {m} = {o}.{n}",
-    "$\\sin {n} = \\frac{{{x}}}{{{m}}}$, $\\cos {n} = \\frac{{{a}{b}}}{{{b}{c}}}$, $\\tan {o} = \\frac{{{n}}}{{{x}}}$, $\\pi r^2$.",
+    "$\\sin {n} = \\frac{{{x}}}{{{m}}}$, $\\cos {n} = \\frac{{{a}{b}}}{{{b}{c}}}$, "
+    "$\\tan {o} = \\frac{{{n}}}{{{x}}}$, $\\pi r^2$.",
     "<think>\nThe diagram shows that {a}{b} = {n}. First, we need to find {x}.\n</think>\n"
     "<answer>\n\\boxed{{{n}}}\n</answer>",
     "<think>\nLet's look at the image. {a}{b} and {c}{d} are equal, so the answer is {n}.\n</think>\n"

@@ -7,13 +7,12 @@ A run that was stopped goes on from its latest checkpoint when the same command 
 
 from __future__ import annotations
 
-import logging
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file; --config.a.b=VALUE overrides a field of it.")
@@ -27,7 +26,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; set fields as --config.a.b=VALUE")
     from perception_r1_jax.training.loop import train
 
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    logging.set_verbosity(logging.WARNING)  # orbax tells each file that it writes
     try:
         train(CONFIG.value, Path(WORKDIR.value))
     except (ValueError, OSError) as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from perception_r1_jax.grpo.advantages import compute_advantages, group_advantages
+from perception_r1_jax.grpo.advantages import advantages_of_groups, group_advantages
 
 
 def test_values_by_hand():
@@ -36,7 +36,7 @@ def test_paper_fidelity_keeps_the_rounding_of_equal_rewards():
 def test_groups_that_teach_nothing():
     rewards = np.array([[1, 1, 1], [1, 1, 9], [1, 2, 3], [0, 0, 1], [1, 2, 3]], np.float32)
     valid = np.array([[1, 1, 1], [1, 1, 0], [0, 1, 0], [1, 1, 1], [0, 0, 0]], bool)
-    result = compute_advantages(rewards, valid)
+    result = advantages_of_groups(rewards, valid)
     np.testing.assert_array_equal(result.no_signal, [True, True, True, False, True])
     assert np.all(result.advantages[result.no_signal] == 0)
     assert np.all(result.advantages[3] != 0)

@@ -30,7 +30,10 @@ def oracle_token(logp, old, advantage):
 
 def oracle_loss(logp, old, advantages, mask, aggregation):
     """Loops instead of array formulas."""
-    rows = [[oracle_token(*x, a) for x, m in zip(zip(lp, o), ms) if m] for lp, o, a, ms in zip(logp, old, advantages, mask)]
+    rows = [
+        [oracle_token(lp, o, advantage) for lp, o, kept in zip(*row) if kept]
+        for *row, advantage in zip(logp, old, mask, advantages)
+    ]
     full = [row for row in rows if row]
     if aggregation == "sequence_mean":
         return np.mean([np.mean(row) for row in full])

@@ -64,7 +64,9 @@ def test_every_parameter_has_a_gradient():
     grads, metrics = reference()
     norms = jax.tree_util.tree_leaves_with_path(jax.tree.map(np.linalg.norm, grads))
     assert [jax.tree_util.keystr(path) for path, norm in norms if not 1e-6 < norm < np.inf] == []
-    assert metrics["tokens"] == make_batch().mask.sum()
+    batch = make_batch()
+    assert metrics["tokens"] == batch.mask.sum()
+    np.testing.assert_allclose(metrics["loss"], -batch.advantages[batch.mask.any(-1)].mean(), rtol=1e-5)
     assert metrics["ratio_mean"] == 1
     total = np.sqrt(sum(norm**2 for _, norm in norms))
     np.testing.assert_allclose(metrics["grad_norm"], total, rtol=1e-5)
@@ -108,63 +110,67 @@ def test_nothing_to_learn_changes_nothing():
     assert all(np.all(grad == 0) for grad in jax.tree.leaves(grads))
 
 
-def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted():
-    config = run_config()
-    adam = Trainer(optimizer=make_optimizer(config.optimizer, 10))
-    batch = make_batch()
-    state, metrics = adam.step(adam.state(), put_batch(adam.mesh, batch))
-    assert metrics["skipped"] == 0
-    before = jax.tree.map(np.array, state)
-    broken = dataclasses.replace(batch, advantages=np.where(batch.advantages == batch.advantages.max(), np.inf, 0.5))
-    state, metrics = adam.step(state, put_batch(adam.mesh, jax.tree.map(_as_trained, broken)))
-    assert not np.isfinite(metrics["grad_norm"])
-    assert metrics["skipped"] == state.skipped == 1
-    assert (int(before.step), int(state.step)) == (1, 2)
-    for name in ("params", "opt_state"):
-        jax.tree.map(np.testing.assert_array_equal, getattr(state, name), getattr(before, name))
-    state, _ = adam.step(state, put_batch(adam.mesh, batch))
-    assert relative_difference(state.params, before.params) > 1e-4
+@functools.cache
+def adam():
+    """AdamW, a frozen vision tower, a KL term, two micro-batches, and the authors' way to average."""
+    optimizer = make_optimizer(run_config().optimizer, 10)
+    overrides = {
+        "fidelity": "paper",
+        "model__freeze_vision": True,
+        "grpo__micro_batch_prompts": 4,
+        "grpo__kl_coefficient": 0.5,
+    }
+    return Trainer(optimizer=optimizer, **overrides)
 
 
-def _as_trained(x):
-    return x.astype(np.float32) if x.dtype == np.float64 else x
-
-
-def test_frozen_vision_old_and_reference_log_probs():
-    """The decoder's gradient is the whole model's; the loss is the oracle's with the log-probs of `make_log_probs_fn`."""
-    frozen = Trainer(model__freeze_vision=True, grpo__micro_batch_prompts=4, grpo__kl_coefficient=0.5)
+@functools.cache
+def off_policy():
+    """The batch's own log-probs, and the batch with old, reference and rollout ones at some distance from them."""
     batch, mesh = make_batch(), one_device_mesh()
-    log_probs = make_log_probs_fn(tiny.CONFIG, frozen.config, mesh, banned_ids=BANNED)
-    placed = put_batch(mesh, batch)
-    own = np.asarray(log_probs(frozen.state().params, placed.prompts, placed.responses, placed.mask))
-    noise = np.random.default_rng(0).normal(size=(2, *own.shape)).astype(np.float32) * 0.3
-    old, refer = own + noise
-    full = dataclasses.replace(batch, old_logps=old, reference_logps=refer, rollout_logps=own + np.float32(0.1))
-    grads, metrics = frozen.gradient(full)
+    log_probs = make_log_probs_fn(tiny.CONFIG, adam().config, mesh, banned_ids=BANNED)
+    own = np.asarray(log_probs(tiny.params(), batch.prompts, batch.responses, batch.mask))
+    old, far = own + np.random.default_rng(0).normal(size=(2, *own.shape)).astype(np.float32) * 0.3
+    return own, dataclasses.replace(batch, old_logps=old, reference_logps=far, rollout_logps=own + np.float32(0.1))
 
-    flat = lambda x: x.reshape(32, -1)  # noqa: E731
-    mask = flat(batch.mask)
-    clip = {"clip_low": 0.2, "clip_high": 0.3, "dual_clip": 3.0, "aggregation": "sequence_mean"}
-    loss, expected = policy_loss(flat(own), flat(old), batch.advantages.reshape(-1), mask, **clip)
-    kl = np.asarray(token_kl(flat(own), flat(refer), mask, "k3"))
-    np.testing.assert_allclose(metrics["loss"], loss + 0.5 * np.sum(token_weights(mask, "sequence_mean") * kl), rtol=1e-4)
-    for name, value in {**expected, "kl": kl[mask].mean(), "rollout_train_logp_diff": 0.1}.items():
+
+def test_loss_and_metrics_equal_the_pure_functions_on_the_log_probs():
+    own, batch = off_policy()
+    _, metrics = adam().gradient(batch)
+    mask, logp, old, far = (x.reshape(32, -1) for x in (batch.mask, own, batch.old_logps, batch.reference_logps))
+    clip = {"clip_low": 0.2, "clip_high": 0.3, "dual_clip": 3.0, "aggregation": "micro_batch_mean"}
+    loss, expected = policy_loss(logp, old, batch.advantages.reshape(-1), mask, **clip)
+    kl = np.asarray(token_kl(logp, far, mask, "k3"))
+    loss += 0.5 * np.sum(token_weights(mask, "micro_batch_mean") * kl)
+    expected |= {"kl": kl[mask].mean(), "rollout_train_logp_diff": 0.1, "token_mult_prob_error": np.exp(0.1)}
+    for name, value in {**expected, "loss": loss}.items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
-    np.testing.assert_allclose(metrics["token_mult_prob_error"], np.exp(0.1), rtol=1e-5)
     assert expected["clip_fraction_low"] > 0
-    assert all(np.all(grad == 0) for grad in jax.tree.leaves(grads["vision"]))
-    assert all(np.any(grad != 0) for grad in jax.tree.leaves(grads["decoder"]))
+
+
+def test_a_frozen_vision_tower_stays_bit_for_bit():
+    change, _ = adam().gradient(off_policy()[1])
+    assert all(np.all(x == 0) for x in jax.tree.leaves(change["vision"]))
+    assert all(np.any(x != 0) for x in jax.tree.leaves(change["decoder"]))
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted():
+    batch = put_batch(adam().mesh, off_policy()[1])
+    broken = dataclasses.replace(batch, advantages=batch.advantages.at[0, 0].set(np.inf))
+    state, _ = adam().step(adam().state(), batch)
+    before = jax.tree.map(np.array, state)
+    state, metrics = adam().step(state, broken)
+    assert not np.isfinite(metrics["grad_norm"])
+    assert (int(before.step), int(state.step)) == (1, 2)
+    assert (int(before.skipped), int(state.skipped), int(metrics["skipped"])) == (0, 1, 1)
+    jax.tree.map(np.testing.assert_array_equal, (state.params, state.opt_state), (before.params, before.opt_state))
+    state, _ = adam().step(state, batch)
+    assert relative_difference(state.params["decoder"], before.params["decoder"]) > 1e-4
 
 
 def test_frozen_vision_has_no_optimizer_state():
-    optimizer = make_optimizer(run_config().optimizer, 10)
-    sizes = [
-        sum(x.size for x in jax.tree.leaves(abstract_state(tiny.CONFIG, optimizer, one_device_mesh(), **freeze).opt_state))
-        for freeze in ({}, {"freeze_vision": True})
-    ]
-    assert sizes[0] - sizes[1] == 2 * sum(x.size for x in jax.tree.leaves(tiny.params()["vision"]))
+    def size(**freeze):
+        optimizer = make_optimizer(run_config().optimizer, 10)
+        state = abstract_state(tiny.CONFIG, optimizer, one_device_mesh(), **freeze)
+        return sum(x.size for x in jax.tree.leaves(state.opt_state))
 
-
-def test_sizes_that_do_not_divide_are_errors_before_any_compilation():
-    with pytest.raises(ValueError, match="micro_batch_samples is 3, which does not divide 4.*: 2 and 4"):
-        Trainer(grpo__micro_batch_samples=3)
+    assert size() - size(freeze_vision=True) == 2 * sum(x.size for x in jax.tree.leaves(tiny.params()["vision"]))

@@ -17,7 +17,7 @@ from perception_r1_jax.weights.names import (
     parameter_tensors,
     published_name,
 )
-from perception_r1_jax.weights.random_checkpoint import TEXT_CONFIG, VL_CONFIG, VISION_TOKENS
+from perception_r1_jax.weights.random_checkpoint import TEXT_CONFIG, VISION_TOKENS, VL_CONFIG
 
 SMALL = VL_CONFIG | dict.fromkeys(VISION_TOKENS, 7) | {"vocab_size": 96}
 

@@ -35,14 +35,14 @@ def group_advantages(
     return advantages
 
 
-def no_signal(rewards: Float[np.ndarray, "N G"], valid: Bool[np.ndarray, "N G"]) -> Bool[np.ndarray, "N"]:
+def no_signal(rewards: Float[np.ndarray, "N G"], valid: Bool[np.ndarray, "N G"]) -> Bool[np.ndarray, " N"]:
     """Groups that teach nothing: the rewards of their valid members are all equal, or there are fewer than two."""
     highest = np.where(valid, rewards, -np.inf).max(axis=1)
     lowest = np.where(valid, rewards, np.inf).min(axis=1)
     return (valid.sum(axis=1) < 2) | (highest == lowest)
 
 
-def compute_advantages(
+def advantages_of_groups(
     rewards: Float[np.ndarray, "N G"], valid: Bool[np.ndarray, "N G"], *, fidelity: str = "default"
 ) -> GroupAdvantages:
     """Advantages of a batch, and which of its groups are without signal."""
@@ -56,7 +56,8 @@ def _checked(rewards, valid):
     if len(broken):
         group, member = broken[0]
         raise ValueError(
-            f"reward [{group}, {member}] is {rewards[group, member]}. Mark the response as not valid, or give it a number."
+            f"reward [{group}, {member}] is {rewards[group, member]}. Give it a number, or leave the response out by "
+            "`valid`."
         )
     return rewards, valid
 

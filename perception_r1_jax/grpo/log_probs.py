@@ -33,6 +33,10 @@ def token_log_probs(
     [R, chunk, V] is the most there is of them.
 
     Args:
+        config: the model's shapes.
+        params: its parameters.
+        hidden: states after the final norm, each of which predicts the target at its place.
+        targets: token ids.
         temperature: the logits are divided by it, as in sampling.
         banned_ids: tokens that sampling never takes; they have no share in the softmax.
         chunk: positions at a time; rows stay whole, since they are what the mesh splits.
@@ -78,7 +82,14 @@ def response_log_probs(
         predicts         -   r0      r1  -   -
 
     Args:
+        config: the model's shapes.
+        params: its parameters.
+        prompts: padded on the right.
+        responses: token ids, padded on the right.
         mask: true on the tokens of the responses.
+        temperature: as in `token_log_probs`.
+        banned_ids: as in `token_log_probs`.
+        chunk: as in `token_log_probs`.
         remat: what the layers keep for the backward pass (`models.REMAT_POLICIES`).
 
     Returns:
@@ -117,9 +128,7 @@ def row_positions(prompts: PromptBatch, response_length: int) -> Int[Array, "N 3
     return jnp.concatenate([prompts.positions, after], axis=2)
 
 
-def row_mask(
-    lengths: Int[Array, "B"], prompt_length: int, response_mask: Bool[Array, "B C"]
-) -> Bool[Array, "B T T"]:
+def row_mask(lengths: Int[Array, " B"], prompt_length: int, response_mask: Bool[Array, "B C"]) -> Bool[Array, "B T T"]:
     """What each token of a row may attend to: itself and what stands before it, padding left out."""
     in_prompt = jnp.arange(prompt_length)[None] < lengths[:, None]
     valid = jnp.concatenate([in_prompt, response_mask], axis=1)
@@ -128,7 +137,7 @@ def row_mask(
 
 
 def predicting_states(
-    hidden: Float[Array, "B T D"], lengths: Int[Array, "B"], response_length: int
+    hidden: Float[Array, "B T D"], lengths: Int[Array, " B"], response_length: int
 ) -> Float[Array, "B C D"]:
     """The hidden states that predict the response: the prompt's last token's, then the response's but its last."""
     last = jnp.maximum(lengths - 1, 0)[:, None, None]

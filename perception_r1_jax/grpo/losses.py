@@ -41,7 +41,8 @@ def policy_loss(
         old_logp: the same before the batch's first update; the gradient does not flow into them.
         advantages: [B] one per response, or [B, 1] or [B, C].
         mask: true on the tokens that count; a response without any takes no part.
-        clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high].
+        clip_low: the ratio is clipped to [1 - clip_low, 1 + clip_high].
+        clip_high: see `clip_low`.
         dual_clip: for a negative advantage A the loss is at most -dual_clip * A (arXiv 1912.09729); None for no limit.
         aggregation: see `token_weights`.
         max_tokens: see `token_weights`.
@@ -149,7 +150,7 @@ def masked_sum(values: jax.Array, mask: Bool[Array, "B C"]) -> Float[Array, ""]:
 
 
 def _log_ratio(logp, other, mask):
-    """logp - other, clamped. Values outside the mask are replaced before the subtraction: NaN times 0 is NaN."""
+    """The difference, clamped. What is outside the mask is replaced before the subtraction: NaN times 0 is NaN."""
     return jnp.clip(jnp.where(mask, logp, 0.0) - jnp.where(mask, other, 0.0), -MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 

@@ -12,6 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from perception_r1_jax.config import check_divides
+
 
 @dataclasses.dataclass(frozen=True)
 class MicroBatches:
@@ -36,18 +38,6 @@ class MicroBatches:
         """[N / n, G / g, n, g, ...] -> [N, G, ...]: the way back from `split_responses`."""
         x = jnp.moveaxis(x, (0, 1), (1, 3))
         return x.reshape(x.shape[0] * x.shape[1], x.shape[2] * x.shape[3], *x.shape[4:])
-
-
-def check_divides(name: str, size: int, total: int) -> None:
-    """Raises ValueError with the nearest legal values unless `size` divides `total`."""
-    if 0 < size <= total and total % size == 0:
-        return
-    legal = [value for value in range(1, total + 1) if total % value == 0]
-    nearest = sorted(sorted(legal, key=lambda value: abs(value - size))[:2])
-    raise ValueError(
-        f"config.grpo.{name} is {size}, which does not divide {total}. "
-        f"The nearest values that do: {' and '.join(map(str, nearest))}."
-    )
 
 
 def _split(x, axis, size, name):

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from perception_r1_jax.grpo.log_probs import response_log_probs
 from perception_r1_jax.grpo.losses import MAX_LOG_RATIO, Metrics, masked_sum, token_kl, token_losses, token_weights
-from perception_r1_jax.grpo.micro_batches import MicroBatches, check_divides
+from perception_r1_jax.grpo.micro_batches import MicroBatches
 from perception_r1_jax.models import ModelConfig, Params, cast_params
 from perception_r1_jax.records import PromptBatch, TrainBatch
 from perception_r1_jax.sharding import constrain, replicated
@@ -38,17 +38,18 @@ def make_train_step(
     and is counted in the state.
 
     Args:
-        config: the run's config; `fidelity`, `grpo`, `rollout` and `model` are read.
+        model: the policy's shapes.
+        config: the run's; `fidelity`, `grpo`, `rollout` and `model` are read.
+        mesh: where the state lies.
+        optimizer: the one that made the state.
         banned_ids: tokens that sampling never takes.
 
     Returns:
-        Metrics, float32 scalars: `loss`, `grad_norm` (before clipping), `update_norm`, `tokens`, `skipped` (so far
-        in the run), and means over tokens: `entropy`, those of `losses.policy_loss`, `kl` where the batch has
-        reference log-probs, `rollout_train_logp_diff` = mean |logp - rollout logp| and `token_mult_prob_error` =
-        mean exp |logp - rollout logp| where it has the rollout's.
-
-    Raises:
-        ValueError: micro-batch sizes that do not divide the batch, with the nearest that do.
+        The function. Its metrics are float32 scalars: `loss`, `grad_norm` (before clipping), `update_norm`, `tokens`,
+        `skipped` (so far in the run), and means over tokens: `entropy`, those of `losses.policy_loss`, `kl` where the
+        batch has reference log-probs, `rollout_train_logp_diff` = mean |logp - rollout logp| and
+        `token_mult_prob_error` = mean exp |logp - rollout logp| where it has the rollout's.
+        A batch that the micro-batches do not divide is a ValueError on the first call, with the nearest sizes that do.
     """
     micro_batches = _micro_batches(config)
     freeze_vision = config.model.freeze_vision
@@ -99,8 +100,6 @@ def make_log_probs_fn(
 
 
 def _micro_batches(config):
-    check_divides("micro_batch_prompts", config.grpo.micro_batch_prompts, config.rollout.prompts_per_step)
-    check_divides("micro_batch_samples", config.grpo.micro_batch_samples, config.rollout.samples_per_prompt)
     return MicroBatches(config.grpo.micro_batch_prompts, config.grpo.micro_batch_samples)
 
 
@@ -116,7 +115,7 @@ def _log_prob_options(config, banned_ids):
 def _batch_weights(config, mask):
     """`token_weights` of the whole batch, [N, G, C]."""
     aggregation = "micro_batch_mean" if config.fidelity == "paper" else config.grpo.aggregation
-    weights = token_weights(_rows(mask), aggregation, max_tokens=config.rollout.max_response_tokens)
+    weights = token_weights(_rows(mask), aggregation, max_tokens=config.rollout.response_buckets[-1])
     return weights.reshape(mask.shape)
 
 
@@ -177,13 +176,13 @@ def _token_means(sums):
 
 
 def _update(optimizer, state, trained, grads):
-    grad_norm = optax.global_norm(grads)
+    grad_norm = optax.tree.norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, trained)
     new, old = (optax.apply_updates(trained, updates), opt_state), (trained, state.opt_state)
     finite = jnp.isfinite(grad_norm)
     trained, opt_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
     skipped = state.skipped + (~finite).astype(jnp.int32)
     state = TrainState({**state.params, **trained}, opt_state, state.step + 1, skipped)
-    update_norm = jnp.where(finite, optax.global_norm(updates), 0.0)
+    update_norm = jnp.where(finite, optax.tree.norm(updates), 0.0)
     metrics = {"grad_norm": grad_norm, "update_norm": update_norm, "skipped": skipped}
     return state, jax.tree.map(lambda x: x.astype(jnp.float32), metrics)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
+from rich.console import Console
 
 from perception_r1_jax.config import arithmetic, load_instruction, validate
 from perception_r1_jax.data import load_problems, make_pipeline
@@ -31,17 +32,32 @@ from perception_r1_jax.rewards.accuracy import AccuracyPool
 from perception_r1_jax.rewards.score import RewardSettings, score_responses
 from perception_r1_jax.sharding import make_mesh, put_batch
 from perception_r1_jax.training.checkpoints import Checkpoints
-from perception_r1_jax.training.metrics import MetricsWriter
+from perception_r1_jax.training.metrics import MetricsWriter, fence, format_line
 from perception_r1_jax.training.models import RANDOM, keep_side_files, prepare_model
 from perception_r1_jax.training.optimizer import make_optimizer
 from perception_r1_jax.training.progress import progress_bar
 from perception_r1_jax.training.run_record import hash_files, hash_problems, hash_texts, peak_rss_bytes, write_result, write_run
-from perception_r1_jax.training.samples import append_samples, drop_samples_from
+from perception_r1_jax.training.samples import append_samples
 from perception_r1_jax.training.timing import Clock
 from perception_r1_jax.training.state import abstract_state, init_state
 from perception_r1_jax.weights import load_params, locate_model
 
 logger = logging.getLogger(__name__)
+
+LINE = (
+    "reward/total",
+    "reward/format",
+    "reward/accuracy",
+    "reward/visual",
+    "reward/repetition",
+    "judge/failure_rate",
+    "rollout/length_mean",
+    "train/loss",
+    "train/grad_norm",
+    "train/entropy",
+    "time/step",
+)
+"""The metrics of the one line that a step prints; metrics.jsonl has all."""
 
 
 def train(config: ConfigDict, workdir: Path) -> dict:
@@ -58,7 +74,8 @@ def train(config: ConfigDict, workdir: Path) -> dict:
     started = time.monotonic()
     workdir = workdir.resolve()
     problems, report = load_problems(config.data.path, config.data.split)
-    print(report.summary())
+    console = Console()
+    console.print(report.summary(), highlight=False, soft_wrap=True)
 
     # -- Models: directories, shapes, processors.
     policy_dir = prepare_model(
@@ -93,15 +110,15 @@ def train(config: ConfigDict, workdir: Path) -> dict:
     # -- Mesh, judge, policy.
     mesh = make_mesh(**config.mesh)
     judge = _load_judge(config, judge_dir, mesh) if judge_dir else None
-    print(
-        arithmetic(
-            config,
-            problems=len(problems),
-            parameters=_count(model),
-            judge_parameters=_count(load_config(locate_model(judge_dir).model_dir)) if judge_dir else 0,
-            mesh=dict(mesh.shape),
-        )
+    judge_parameters = _count(load_config(locate_model(judge_dir).model_dir)) if judge_dir else 0
+    block = arithmetic(
+        config,
+        problems=len(problems),
+        parameters=_count(model),
+        judge_parameters=judge_parameters,
+        mesh=dict(mesh.shape),
     )
+    console.print(block, highlight=False, soft_wrap=True)
     write_run(
         workdir,
         config,
@@ -118,9 +135,11 @@ def train(config: ConfigDict, workdir: Path) -> dict:
     first = checkpoints.latest_step() or 0
     if first:
         state = checkpoints.restore(first, abstract, batches)
-        print(f"continues after step {first} of {workdir}")
+        console.print(f"continues after step {first}, from {workdir}", highlight=False, soft_wrap=True)
     else:
-        state = init_state(load_params(policy_dir, model, mesh, jnp.float32), optimizer, abstract)
+        params = load_params(policy_dir, model, mesh, jnp.float32)
+        state = init_state(params, optimizer, abstract, freeze_vision=config.model.freeze_vision)
+        del params  # the state has taken them over
 
     # -- Programs.
     dtype = jnp.dtype(config.model.dtype)
@@ -134,13 +153,13 @@ def train(config: ConfigDict, workdir: Path) -> dict:
     # -- The loop.
     settings = RewardSettings.from_config(config)
     samples = workdir / "samples.jsonl"
-    drop_samples_from(samples, first + 1)
+    fence(samples, first + 1)
     rewards: dict[str, float] = {}
     with (
         AccuracyPool(config.reward.workers, config.reward.deadline_seconds, config.fidelity) as pool,
         MetricsWriter(workdir, first_step=first + 1) as writer,
         checkpoints,
-        progress_bar(first, config.steps) as progress,
+        progress_bar(first, config.steps, console) as advance,
     ):
         for step in range(first + 1, config.steps + 1):
             clock = Clock()
@@ -156,7 +175,7 @@ def train(config: ConfigDict, workdir: Path) -> dict:
                 judgements = judge_rollout(judge, asked, rollout) if judge else None
             with clock("score"):
                 scores = score_responses(asked, rollout.texts, judgements, pool, settings)
-                advantages = advantages_of_groups(scores.total, scores.valid)
+                advantages = advantages_of_groups(scores.total, scores.valid, fidelity=config.fidelity)
             with clock("train"):
                 batch = put_batch(mesh, make_train_batch(prompt_batch, rollout, scores, advantages))
                 if reference is not None:
@@ -164,20 +183,19 @@ def train(config: ConfigDict, workdir: Path) -> dict:
                 state, updated = train_step(state, batch)
                 updated = {f"train/{name}": float(value) for name, value in jax.device_get(updated).items()}
             rewards = reward_metrics(scores, advantages)
-            writer.write(
-                step,
-                {
-                    **rewards,
-                    **rollout_metrics(rollout),
-                    **updated,
-                    **clock.metrics(),
-                    "data/dropped": len(batches.dropped),
-                    "memory/peak_rss_gib": peak_rss_bytes() / 2**30,
-                    "compilations": engine.compilations + train_step._cache_size(),
-                },
-            )
+            metrics = {
+                **rewards,
+                **rollout_metrics(rollout),
+                **updated,
+                **clock.metrics(),
+                "data/dropped": len(batches.dropped),
+                "memory/peak_rss_gib": peak_rss_bytes() / 2**30,
+                "compilations": engine.compilations + train_step._cache_size(),
+            }
+            writer.write(step, metrics)
             append_samples(samples, step, asked, rollout, scores, advantages)
-            progress(step, rewards)
+            console.print(format_line(step, config.steps, metrics, LINE), highlight=False, soft_wrap=True)
+            advance(rewards)
             if step % config.checkpoint.every == 0 or step == config.steps:
                 checkpoints.save(step, state, batches, metric=rewards["reward/total"])
     for message in batches.dropped.values():

@@ -107,7 +107,7 @@ def _load_parameter(weights: Path, stored: Mapping[str, Any], path: str, dtype: 
 
 
 def _lean_context(params: Any) -> ocp.Context:
-    """One parameter beside the model in host memory; orbax would copy all arrays, and hold what it has compressed."""
+    """A parameter or two beside the model in host memory; orbax would copy all, and hold what it has compressed."""
     context = ocp.Context()
     context.memory.deepcopy_host_arrays = False
     context.array.saving.use_compression = False

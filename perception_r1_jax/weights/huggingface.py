@@ -23,7 +23,7 @@ from perception_r1_jax.weights.names import (
 )
 from perception_r1_jax.weights.safetensors_io import StoredTensor, stored_tensors
 
-COMPARED_ROWS = 4096
+COMPARED_ROWS = 1024
 
 
 def load_huggingface(directory: Path, config: ModelConfig, shardings: Any, dtype: np.dtype | None) -> Any:
@@ -76,8 +76,14 @@ def match_tensors(directory: Path, config: ModelConfig) -> Mapping[str, StoredTe
 
 
 def _equal(one: StoredTensor, other: StoredTensor) -> bool:
-    blocks = (slice(start, start + COMPARED_ROWS) for start in range(0, one.shape[0], COMPARED_ROWS))
+    rows = one.shape[0]
+    blocks = [slice(start, min(start + COMPARED_ROWS, rows)) for start in range(0, rows, COMPARED_ROWS)]
     return one.shape == other.shape and all(np.array_equal(one.read([b]), other.read([b])) for b in blocks)
+
+
+def _common_dtype(stored: Sequence[StoredTensor]) -> np.dtype:
+    dtypes = {source.dtype for source in stored}
+    return dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)  # which holds the others exactly
 
 
 def _load_parameter(
@@ -88,7 +94,7 @@ def _load_parameter(
 ) -> jax.Array:
     stacked = tensors[0].layer is not None
     shape = tensors[0].parameter_shape
-    dtype = np.result_type(*(source.dtype for source in stored)) if dtype is None else dtype
+    dtype = _common_dtype(stored) if dtype is None else dtype
 
     def read(index: tuple[slice, ...]) -> np.ndarray:
         layers = range(len(tensors))[index[0]] if stacked else range(1)

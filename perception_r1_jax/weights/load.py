@@ -14,7 +14,7 @@ from perception_r1_jax.models import ModelConfig, abstract_params, logical_axes
 from perception_r1_jax.sharding import tree_shardings
 from perception_r1_jax.weights.coverage import check_coverage
 from perception_r1_jax.weights.huggingface import load_huggingface
-from perception_r1_jax.weights.names import flatten
+from perception_r1_jax.weights.names import flatten, unflatten
 from perception_r1_jax.weights.safetensors_io import INDEX_FILE, SINGLE_FILE, CheckpointError
 from perception_r1_jax.weights.side_files import CONFIG_FILE
 
@@ -71,7 +71,7 @@ def _recognise(directory: Path) -> ModelSource | None:
 
 
 def _latest_step(checkpoints: Path) -> Path:
-    steps = [path for path in checkpoints.iterdir() if path.name.isdigit() and ocp.is_orbax_checkpoint(path)]
+    steps = [path for path in checkpoints.iterdir() if path.name.isdigit()]  # unfinished ones have a longer name
     if not steps:
         raise CheckpointError(f"{checkpoints} holds no finished checkpoint yet. Train until the first is saved.")
     return max(steps, key=lambda path: int(path.name))
@@ -113,9 +113,6 @@ def stored_params(weights: Path, config: ModelConfig) -> Any:
         CheckpointError: they are not those of the model.
     """
     found = flatten(ocp.metadata(weights, checkpointable_name=PARAMS).metadata)
-    expected = abstract_params(config)
-    shapes = {path: tuple(leaf.shape) for path, leaf in flatten(expected).items()}
+    shapes = {path: tuple(leaf.shape) for path, leaf in flatten(abstract_params(config)).items()}
     check_coverage(weights, shapes, [(path, tuple(leaf.shape)) for path, leaf in found.items()])
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: jax.ShapeDtypeStruct(leaf.shape, found["/".join(key.key for key in path)].dtype), expected
-    )
+    return unflatten({path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in found.items()})

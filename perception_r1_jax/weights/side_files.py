@@ -1,4 +1,4 @@
-"""What a model directory holds beside its weights: configs, chat template, tokenizer; and the published layout of a config."""
+"""What a model directory holds beside its weights, and the published layout of its config."""
 
 from __future__ import annotations
 

@@ -1,0 +1,107 @@
+"""Checkpoints of a run: one folder per step, each complete or absent.
+
+    <directory>/<step>/params      float32 parameters, alone enough for an export
+                      /optimizer   the optimizer's state
+                      /counters    step and skipped
+                      /data        the data iterator's position
+
+The arrays are written while training goes on; a checkpoint appears under its name only when all of it is on
+disk, and older ones go only after that.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from orbax.checkpoint import v1 as ocp
+
+from perception_r1_jax.training.state import TrainState
+
+
+class Checkpoints:
+    """The checkpoints of one run. Use as a context manager, or call `close`: it waits for the last save.
+
+    Args:
+        directory: their folder; made where it does not exist.
+        keep_last: how many of the newest stay.
+        keep_best: how many of the best by the metric given to `save` stay as well.
+    """
+
+    def __init__(self, directory: str | Path, *, keep_last: int, keep_best: int = 0):
+        policies = ocp.training.preservation_policies
+        best = policies.BestN(
+            get_metric_fn=lambda metrics: metrics["metric"], n=keep_best, keep_checkpoints_without_metrics=False
+        )
+        self._checkpointer = ocp.training.Checkpointer(
+            Path(directory).absolute(),
+            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep_last), best]),
+            cleanup_tmp_directories=True,
+        )
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps with a complete checkpoint, or one under way, ascending."""
+        return [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
+
+    def latest_step(self) -> int | None:
+        """The newest of `steps`."""
+        return max(self.steps, default=None)
+
+    def save(self, step: int, state: TrainState, data: ocp.StatefulCheckpointable, *, metric: float = math.nan) -> None:
+        """Starts writing the state; returns once its arrays are copied, so that they may be donated.
+
+        A step that already has a checkpoint is left as it is.
+
+        Args:
+            step: how many steps the run has done.
+            state: of the run after that step.
+            data: the data iterator, at the position where a resumed run goes on.
+            metric: the higher, the better; a checkpoint without a number is never among the best.
+        """
+        if step in self.steps:
+            return
+        metrics = {"metric": float(metric)} if math.isfinite(metric) else None
+        checkpointables = {**_checkpointables(state), "data": data}
+        self._checkpointer.save_checkpointables_async(step, checkpointables, force=True, metrics=metrics)
+
+    def restore(self, step: int, abstract: TrainState, data: ocp.StatefulCheckpointable) -> TrainState:
+        """The state after `step`, laid out as `abstract` says, on whatever mesh; `data` is set to its position.
+
+        Raises:
+            FileNotFoundError: there is no such checkpoint.
+            ValueError: it does not fit `abstract`: another model, another optimizer, another set of trained parts.
+        """
+        self.wait()
+        directory = self._checkpointer.directory
+        if step not in self.steps:
+            raise FileNotFoundError(f"{directory} has no checkpoint of step {step}; it has steps {self.steps}.")
+        try:
+            loaded = self._checkpointer.load_checkpointables(step, {**_checkpointables(abstract), "data": data})
+        except KeyError as error:  # what orbax raises whatever went wrong; the cause is below it
+            raise ValueError(
+                f"the checkpoint {directory / str(step)} cannot be read into this run's state: "
+                f"{error.__cause__ or error}\nResume with the model and optimizer settings it was saved with, or "
+                "choose an empty workdir."
+            ) from error
+        return TrainState(loaded["params"], loaded["optimizer"], **loaded["counters"])
+
+    def wait(self) -> None:
+        """Returns when the last save is complete; raises what went wrong with it."""
+        self._checkpointer.wait()
+
+    def close(self) -> None:
+        """Waits, then lets go of the folder."""
+        self._checkpointer.close()
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+
+def _checkpointables(state: TrainState) -> dict[str, Any]:
+    counters = {"step": state.step, "skipped": state.skipped}
+    return {"params": state.params, "optimizer": state.opt_state, "counters": counters}

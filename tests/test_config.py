@@ -1,0 +1,211 @@
+"""The configuration: files, overrides on the command line, and the checks before a run."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from perception_r1_jax import config as module
+from perception_r1_jax.config import arithmetic, default_config, load_instruction, validate
+from perception_r1_jax.grpo.losses import AGGREGATIONS, KL_ESTIMATORS
+from perception_r1_jax.models import REMAT_POLICIES
+from perception_r1_jax.rewards.failures import POLICIES
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+FILES = sorted(path.name for path in (REPOSITORY / "configs").glob("*.py"))
+
+
+def load(monkeypatch, name: str, *overrides: str) -> ConfigDict:
+    """A config file as a script reads it, by absl and ml_collections, with overrides from the command line."""
+    arguments = ["train.py", f"--config={REPOSITORY / 'configs' / name}", *overrides]
+    monkeypatch.setattr(sys, "argv", arguments)  # where ml_collections looks for overrides
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values)
+    values(arguments)
+    return values.config
+
+
+@pytest.fixture
+def config() -> ConfigDict:
+    """A config that is valid as it is."""
+    config = default_config()
+    config.model.path = "random"
+    return config
+
+
+def set_field(config: ConfigDict, field: str, value) -> None:
+    config.update_from_flattened_dict({field: value})
+
+
+def test_there_are_config_files():
+    assert {"debug.py", "perception_r1_3b.py", "perception_r1_7b.py"} <= set(FILES)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_config_file_is_valid_once_its_paths_exist(monkeypatch, tmp_path, name):
+    fields = ("model.path", "judge.path", "data.path")
+    config = load(monkeypatch, name, *(f"--config.{field}={tmp_path}" for field in fields))
+    validate(config)
+    assert config.is_locked
+    assert list(config.to_dict()) == list(default_config().to_dict())
+
+
+@pytest.mark.parametrize("name", ["perception_r1_3b.py", "perception_r1_7b.py"])
+@pytest.mark.parametrize("missing", ["model.path", "judge.path", "data.path"])
+def test_the_published_runs_ask_for_their_model_judge_and_data(monkeypatch, tmp_path, name, missing):
+    monkeypatch.chdir(tmp_path)
+    config = load(monkeypatch, name)
+    for field in {"model.path", "judge.path", "data.path"} - {missing}:
+        set_field(config, field, str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=rf"config\.{missing} = '.+' does not exist. Give a path that does"):
+        validate(config)
+
+
+def test_the_debug_config_needs_nothing(monkeypatch):
+    validate(load(monkeypatch, "debug.py"))
+
+
+def test_overrides_keep_the_field_s_type(monkeypatch):
+    config = load(
+        monkeypatch,
+        "debug.py",
+        "--config.rollout.prompt_buckets=(64, 128)",
+        "--config.rollout.response_buckets=48",
+        "--config.optimizer.learning_rate=1",
+        "--config.model.freeze_vision=true",
+    )
+    assert config.rollout.prompt_buckets == (64, 128)
+    assert config.rollout.response_buckets == (48,)
+    assert isinstance(config.optimizer.learning_rate, float)
+    assert config.model.freeze_vision is True
+    validate(config)
+
+
+@pytest.mark.parametrize("field", ["foo", "rollout.foo", "rollout.prompts_per_stepp"])
+def test_an_unknown_field_is_an_error_on_the_command_line(monkeypatch, field):
+    with pytest.raises(AttributeError, match=field.rpartition(".")[2]):
+        load(monkeypatch, "debug.py", f"--config.{field}=1")
+
+
+@pytest.mark.parametrize("field", ["foo", "rollout.foo"])
+def test_an_unknown_field_is_an_error_in_a_file(monkeypatch, tmp_path, field):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from perception_r1_jax.config import default_config\n\n\n"
+        f"def get_config():\n    config = default_config()\n    config.{field} = 1\n    return config\n"
+    )
+    with pytest.raises(AttributeError, match=r'Key "foo" does not exist and cannot be added since the config is locked'):
+        load(monkeypatch, str(file)).steps
+
+
+def test_a_value_of_another_type_is_an_error(monkeypatch):
+    with pytest.raises(flags.IllegalFlagValueError, match=r"config\.steps=many"):
+        load(monkeypatch, "debug.py", "--config.steps=many")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("fidelity", "papre", "'papre': choose one of default, paper"),
+        ("model.remat", "all", "'all': choose one of none, full, dots"),
+        ("judge.on_failure", "ignore", "'ignore': choose one of drop_sample"),
+        ("grpo.aggregation", "mean", "'mean': choose one of sequence_mean"),
+        ("steps", 0, "0: it must be at least 1"),
+        ("judge.max_new_tokens", 0, "0: it must be at least 1"),
+        ("judge.max_prompt_tokens", 0, "0: it must be at least 1"),
+        ("rollout.samples_per_prompt", 1, "1: it must be at least 2"),
+        ("rollout.top_k", -1, "-1: it must be at least 0"),
+        ("rollout.temperature", 0.0, "0.0: it must be a number above 0"),
+        ("rollout.temperature", float("nan"), "nan: it must be a number above 0"),
+        ("rollout.top_p", 1.5, "1.5: it must be above 0 and at most 1"),
+        ("grpo.clip_low", float("nan"), "nan: it must be at least 0"),
+        ("model.min_pixels", 2_000_000, "2000000: it is above model.max_pixels, 1806336"),
+        ("rollout.prompt_buckets", (512, 256), r"\(512, 256\): list whole numbers, rising"),
+        ("rollout.window_buckets", (16, 16), r"\(16, 16\): list whole numbers, rising"),
+        ("rollout.response_buckets", (0.5,), r"\(0.5,\): list whole numbers, rising"),
+        ("rollout.response_buckets", (), r"\(\): list whole numbers, rising"),
+        ("rollout.response_buckets", (0, 64), r"\(0, 64\): the smallest must be at least 1"),
+    ],
+)
+def test_an_impossible_value_is_named_with_what_to_set(config, field, value, message):
+    validate(config)
+    set_field(config, field, value)
+    with pytest.raises(ValueError, match=rf"config\.{field} = {message}"):
+        validate(config)
+
+
+def test_batch_sizes_that_do_not_divide_are_told_the_nearest_that_do(config):
+    config.rollout.prompts_per_step = 12
+    config.grpo.micro_batch_prompts = 5
+    with pytest.raises(ValueError, match=r"config\.grpo\.micro_batch_prompts is 5.*12.*that do: 4 and 6\."):
+        validate(config)
+    config.grpo.micro_batch_prompts = 4
+    config.grpo.micro_batch_samples = 9
+    with pytest.raises(ValueError, match=r"config\.grpo\.micro_batch_samples is 9.*8.*that do: 4 and 8\."):
+        validate(config)
+    config.grpo.micro_batch_samples = 2
+    validate(config)
+
+
+@pytest.mark.parametrize("field", ["model.path", "data.path", "judge.path", "model.tokenizer", "judge.prompt"])
+def test_an_absent_path_is_named(config, field):
+    set_field(config, field, "no/such/place")
+    with pytest.raises(FileNotFoundError, match=rf"config\.{field} = 'no/such/place' does not exist"):
+        validate(config)
+
+
+@pytest.mark.parametrize("field", ["model.path", "data.path"])
+def test_a_path_must_be_given(config, field):
+    set_field(config, field, "")
+    with pytest.raises(FileNotFoundError, match=rf"config\.{field} = '' does not exist. Give a path that does, or '"):
+        validate(config)
+
+
+def test_an_instruction_is_text_or_the_name_of_a_file(config, tmp_path):
+    for text in ("Think.", "x" * 400):
+        config.format_instruction = text
+        validate(config)
+        assert load_instruction(config) == text
+    config.format_instruction = str(tmp_path / "mine.txt")
+    with pytest.raises(FileNotFoundError, match=r"config\.format_instruction = .*mine\.txt' does not exist"):
+        validate(config)
+    (tmp_path / "mine.txt").write_text("Think twice.\n")
+    validate(config)
+    assert load_instruction(config) == "Think twice."
+
+
+def test_the_words_are_those_that_the_code_knows():
+    assert set(module.CHOICES["grpo.aggregation"]) == set(AGGREGATIONS)
+    assert set(module.CHOICES["grpo.kl_estimator"]) == set(KL_ESTIMATORS)
+    assert set(module.CHOICES["model.remat"]) == set(REMAT_POLICIES)
+    assert set(module.CHOICES["judge.on_failure"]) == set(POLICIES)
+
+
+def test_every_field_that_the_code_reads_exists():
+    fields = default_config()
+    sections = [name for name, value in fields.items() if isinstance(value, ConfigDict)]
+    reading = re.compile(rf"\bconfig\.({'|'.join(sections)})\.(\w+)\b")
+    unknown = []
+    for path in [*REPOSITORY.glob("perception_r1_jax/**/*.py"), *REPOSITORY.glob("scripts/*.py")]:
+        for section, field in reading.findall(path.read_text()):
+            if field not in fields[section]:
+                unknown.append(f"{path.name}: config.{section}.{field}")
+    assert not unknown
+
+
+def test_arithmetic_of_a_run(config):
+    text = arithmetic(config, problems=1442, parameters=8_292_166_656, judge_parameters=0, mesh={"data": 1, "fsdp": 16})
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert lines == [
+        "problems 1,442, 11 steps an epoch, 275 steps = 25.0 epochs",
+        "a step 128 prompts x 8 samples = 1,024 responses, one optimizer update",
+        "micro-batches 16 of 64 (8 prompts x 8)",
+        "tokens prompt <= 4,096, response <= 4,096, step <= 8,388,608",
+        "parameters policy 8,292,166,656, judge 0",
+        "mesh data 1 x fsdp 16",
+    ]

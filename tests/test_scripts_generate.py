@@ -1,0 +1,278 @@
+"""`scripts/generate.py`: the same tokens as transformers, and what a user reads where there can be no answer."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from perception_r1_jax.weights import convert_huggingface
+from perception_r1_jax.weights.random_checkpoint import write_random_checkpoint
+from tests import parity
+
+SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "generate.py"
+BANNED = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>")
+NEW_TOKENS = 24
+QUESTION = "In triangle ABC, AB = 16 and the angle at C is 98°. How long is BC?"
+PICTURES = {"a.png": (140, 84), "b.png": (96, 230)}
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("generate_script", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """One model in three kinds of directory, a text-only model, and two pictures."""
+    folder = tmp_path_factory.mktemp("generate")
+    write_random_checkpoint(folder / "published", seed=3)
+    write_random_checkpoint(folder / "nested", seed=3, nested=True)
+    convert_huggingface(folder / "published", folder / "converted")
+    write_random_checkpoint(folder / "text", "qwen2", seed=4)
+    for seed, (name, size) in enumerate(PICTURES.items()):
+        (folder / name).write_bytes(parity.drawing(*size, seed))
+    return folder
+
+
+def answer(script, model: Path, pictures: list[Path], prompt: str = QUESTION, *options: str) -> dict:
+    """The script's answer, asked for as on the command line."""
+    command = ["--model", str(model), "--prompt", prompt, "--max_new_tokens", str(NEW_TOKENS), *options]
+    for picture in pictures:
+        command += ["--image", str(picture)]
+    return script.generate(script.parse_arguments(command))
+
+
+def transformers_answer(model: Path, pictures: list[Path], prompt: str = QUESTION) -> dict:
+    """The same from transformers' own tokenizer, chat template, image processor, model and `generate`."""
+    torch = pytest.importorskip("torch", reason="the reference needs torch")
+    import transformers
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+    template = json.loads((model / "chat_template.json").read_text())["chat_template"]
+    content = [{"type": "image"} for _ in pictures] + [{"type": "text", "text": prompt}]
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": content if pictures else prompt}],
+        chat_template=template,
+        tokenize=False,
+        add_generation_prompt=True,
+    )
+    inputs = {}
+    if pictures:
+        images = [transformers.image_utils.load_image(str(picture)) for picture in pictures]
+        inputs = dict(Qwen2VLImageProcessorPil.from_pretrained(model)(images=images, return_tensors="pt"))
+        first, *rest = text.split("<|image_pad|>")
+        counts = (inputs["image_grid_thw"].prod(-1) // 4).tolist()
+        text = first + "".join("<|image_pad|>" * count + piece for count, piece in zip(counts, rest, strict=True))
+    ids = tokenizer(text, return_tensors="pt").input_ids
+    if pictures:
+        inputs["mm_token_type_ids"] = (ids == tokenizer.convert_tokens_to_ids("<|image_pad|>")).int()
+    kind = "Qwen2_5_VLForConditionalGeneration" if (model / "preprocessor_config.json").exists() else "Qwen2ForCausalLM"
+    reference = getattr(transformers, kind).from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
+    banned = tokenizer.convert_tokens_to_ids(list(BANNED)) if "VL" in kind else None
+    out = reference.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        **inputs,
+        max_new_tokens=NEW_TOKENS,
+        do_sample=False,
+        repetition_penalty=1.0,
+        suppress_tokens=banned,
+    )
+    token_ids = out[0, ids.shape[1] :].tolist()
+    return {
+        "text": tokenizer.decode(token_ids, skip_special_tokens=True),
+        "token_ids": token_ids,
+        "prompt_tokens": ids.shape[1],
+    }
+
+
+def check_same(ours: dict, reference: dict) -> None:
+    """Token for token, and on an answer that does not merely repeat itself."""
+    assert {name: ours[name] for name in reference} == reference
+    assert len(set(ours["token_ids"])) > 8, "a greedy loop compares little"
+    stopped = len(ours["token_ids"]) < NEW_TOKENS
+    assert ours["finish_reason"] == ("stop" if stopped else "length")
+
+
+@pytest.mark.parametrize("pictures", [[], ["a.png"], ["a.png", "b.png"]], ids=["text", "one picture", "two pictures"])
+def test_a_published_directory_answers_as_transformers(script, folder, pictures):
+    paths = [folder / name for name in pictures]
+    check_same(answer(script, folder / "published", paths), transformers_answer(folder / "published", paths))
+
+
+@pytest.mark.parametrize("kind", ["nested", "converted"])
+def test_other_directories_answer_the_same(script, folder, kind):
+    paths = [folder / name for name in PICTURES]
+    reference = transformers_answer(folder / ("nested" if kind == "nested" else "published"), paths)
+    check_same(answer(script, folder / kind, paths), reference)
+
+
+def test_a_text_only_model_answers_as_transformers(script, folder):
+    check_same(answer(script, folder / "text", []), transformers_answer(folder / "text", []))
+
+
+def test_real_tokenizer_and_diagram(script, shared_data, tmp_path):
+    model = write_random_checkpoint(tmp_path, tokenizer_dir=shared_data / "qwen2_5_vl_tokenizer", seed=5)
+    problem = json.loads((shared_data / "geometry3k" / "train.jsonl").read_text().splitlines()[0])
+    picture = shared_data / "geometry3k" / problem["image"]
+    reference = transformers_answer(model, [picture], problem["problem_text"])
+    check_same(answer(script, model, [picture], problem["problem_text"]), reference)
+
+
+def test_a_temperature_draws_by_the_seed(script, folder):
+    def draw(seed):
+        return answer(script, folder / "text", [], QUESTION, "--temperature", "1", "--seed", seed)["token_ids"]
+
+    assert draw("1") == draw("1")
+    assert draw("1") != draw("2")
+
+
+def test_the_answer_ends_with_the_stop_token(script, folder, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(folder / "text", model)
+    tokens = answer(script, model, [])["token_ids"]
+    generation = json.loads((model / "generation_config.json").read_text())
+    (model / "generation_config.json").write_text(json.dumps(generation | {"eos_token_id": tokens[5]}))
+    stopped = answer(script, model, [])
+    assert stopped["token_ids"] == tokens[: tokens.index(tokens[5]) + 1]
+    assert stopped["finish_reason"] == "stop"
+
+
+def test_as_a_command_prints_one_json_object(script, folder):
+    """From another folder, the picture before the text although it is named after it."""
+    command = [sys.executable, str(SCRIPT), "--json", "--model", "converted", "--prompt", "", "--image", "a.png"]
+    command += ["--max_new_tokens", "8"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    printed = json.loads(done.stdout)
+    assert set(printed) == {"text", "token_ids", "prompt_tokens", "finish_reason"}
+    assert len(printed["token_ids"]) == 8
+    assert printed["finish_reason"] == "length"
+
+
+def test_text_is_printed_in_any_locale(script, folder, monkeypatch, capfdbinary):
+    result = {"text": "98° ∠", "token_ids": [1], "prompt_tokens": 1, "finish_reason": "stop"}
+    monkeypatch.setattr(script, "generate", lambda args: result)
+    with open(sys.stdout.fileno(), "w", encoding="ascii", closefd=False) as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        script.main(["--model", "m", "--prompt", "?"])
+        script.main(["--model", "m", "--prompt", "?", "--json"])
+        stdout.flush()
+    text, printed = capfdbinary.readouterr().out.decode("utf-8").splitlines()
+    assert text == "98° ∠"
+    assert json.loads(printed) == result
+
+
+def broken_model(folder: Path, model: Path, fault: str) -> Path:
+    """A copy of the published model with something wrong."""
+    if fault == "absent":
+        return model
+    shutil.copytree(folder / "published", model)
+    config = json.loads((model / "config.json").read_text())
+    if fault == "no weights":
+        [path.unlink() for path in model.glob("model*")]
+    elif fault == "damaged weights":
+        sorted(model.glob("*.safetensors"))[0].write_bytes(b"damaged")
+    elif fault == "other architecture":
+        (model / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    elif fault == "config not an object":
+        (model / "config.json").write_text("[]")
+    elif fault == "other weights":
+        (model / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 4}))
+    elif fault == "no tokenizer":
+        (model / "tokenizer.json").unlink()
+    elif fault == "damaged tokenizer":
+        (model / "tokenizer.json").write_text("{}")
+    else:
+        (model / fault).unlink()
+    return model
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("absent", "is not a directory. Understood are a Hugging Face directory"),
+        ("no weights", "holds no model. Understood are"),
+        ("damaged weights", "is not a readable safetensors file"),
+        ("other architecture", "config.json: model_type 'llama' is not supported"),
+        ("config not an object", "config.json: a list, not a JSON object"),
+        ("other weights", "12 missing: model.layers.3."),
+        ("config.json", "config.json is missing beside the weights"),
+        ("no tokenizer", "has neither tokenizer.json nor vocab.json and merges.txt"),
+        ("damaged tokenizer", "cannot be read"),
+        ("tokenizer_config.json", "has no tokenizer_config.json: give the directory of the tokenizer"),
+        ("preprocessor_config.json", "has no preprocessor_config.json, which a model that reads pictures needs"),
+        ("chat_template.json", "no chat template"),
+    ],
+)
+def test_a_model_that_cannot_be_used_is_explained(script, folder, tmp_path, fault, message):
+    model = broken_model(folder, tmp_path / "model", fault)
+    with pytest.raises(SystemExit, match="^error: ") as stop:
+        script.main(["--model", str(model), "--prompt", "hi", "--image", str(folder / "a.png")])
+    assert message in stop.value.code
+    assert str(model) in stop.value.code
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        ("published", ["--image", "bad.png"], "the prompt: corrupt image (picture 1: bad.png"),
+        ("published", ["--image", "a.png", "--image", "no.png"], "the prompt: absent image (picture 2: no.png)"),
+        ("published", ["--image", "."], "the prompt: absent image (picture 1: .)"),
+        ("text", ["--image", "a.png"], "the prompt: pictures for a text-only model"),
+        ("published", ["--prompt", "<image> or <image>?", "--image", "a.png"], "1 pictures for 2 <image> markers"),
+        ("text", ["--prompt", "\udcff"], "the prompt: text is not Unicode"),
+    ],
+)
+def test_a_prompt_that_cannot_be_used_is_explained(script, folder, monkeypatch, model, options, message):
+    monkeypatch.chdir(folder)
+    (folder / "bad.png").write_text("no picture")
+    with pytest.raises(SystemExit, match="^error: ") as stop:
+        script.main(["--model", model, "--prompt", "hi", *options])
+    assert message in stop.value.code
+    assert "\n" not in stop.value.code
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--max_new_tokens", "0"], "--max_new_tokens 0: must be at least 1"),
+        (["--max_new_tokens", "few"], "argument --max_new_tokens: invalid int value: 'few'"),
+        (["--temperature", "-1"], "--temperature -1.0: must be a number from 0 up"),
+        (["--temperature", "nan"], "--temperature nan: must be a number from 0 up"),
+        (["--seed", "-1"], "--seed -1: must be from 0"),
+        (["--seed", str(2**40)], "must be from 0 to 4294967295"),
+        (["--dtype", "int8"], "invalid choice: 'int8'"),
+    ],
+)
+def test_a_wrong_command_line_is_explained(script, capsys, options, message):
+    with pytest.raises(SystemExit) as stop:
+        script.main(["--model", "m", "--prompt", "hi", *options])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_error_as_a_command(folder):
+    command = [sys.executable, str(SCRIPT), "--json", "--model", "absent", "--prompt", "hi"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_the_same_pictures_in_another_order_give_another_answer(script, folder):
+    paths = [folder / name for name in PICTURES]
+    there, back = (answer(script, folder / "published", order)["token_ids"] for order in (paths, paths[::-1]))
+    assert not np.array_equal(there, back)

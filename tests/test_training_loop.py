@@ -1,0 +1,185 @@
+"""The whole loop for real: what a run leaves, resuming bit for bit, the export, and learning."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from configs import debug
+from perception_r1_jax.models import load_config
+from perception_r1_jax.sharding import make_mesh
+from perception_r1_jax.training import loop
+from perception_r1_jax.training.loop import train
+from perception_r1_jax.weights import export_huggingface, load_params
+from tests import parity
+
+
+def small_config(**fields) -> ConfigDict:
+    """The debug run, smaller: every program of all tests here compiles once thanks to the shared shapes."""
+    config = debug.get_config()
+    config.steps = 3
+    config.checkpoint.every = 1
+    config.rollout.prompts_per_step = 2
+    config.rollout.samples_per_prompt = 2
+    config.rollout.prompt_buckets = (256,)
+    config.rollout.window_buckets = (9,)
+    config.rollout.response_buckets = (8,)
+    config.judge.batch_size = 4
+    config.grpo.micro_batch_prompts = 1
+    config.grpo.micro_batch_samples = 2
+    config.mesh.fsdp = 1
+    config.reward.workers = 1
+    config.update_from_flattened_dict(fields)
+    return config
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    """The runs here are about the loop; what eight devices do is tested for the engine and the step."""
+    devices = jax.devices()[:1]
+    monkeypatch.setattr(loop, "make_mesh", lambda **sizes: make_mesh(**sizes, devices=devices))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The working directory of an uninterrupted run."""
+    workdir = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "make_mesh", lambda **sizes: make_mesh(**sizes, devices=jax.devices()[:1]))
+        train(small_config(), workdir)
+    return workdir
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def params_of(directory):
+    mesh = make_mesh(devices=jax.devices()[:1])
+    return load_params(directory, load_config(directory.parent.parent / "model"), mesh, jnp.float32)
+
+
+def test_a_run_leaves_what_the_readme_says(finished):
+    assert {path.name for path in finished.iterdir()} >= {
+        "run.json", "result.json", "metrics.jsonl", "samples.jsonl", "tensorboard", "checkpoints", "model",
+    }  # fmt: skip
+    metrics = lines(finished / "metrics.jsonl")
+    assert [line["step"] for line in metrics] == [1, 2, 3]
+    for line in metrics:
+        for name in ("reward/total", "reward/visual", "train/loss", "train/grad_norm", "time/rollout", "rollout/tokens"):
+            assert math.isfinite(line[name]), name
+        assert line["train/rollout_train_logp_diff"] < 1e-4
+    assert metrics[-1]["compilations"] == metrics[0]["compilations"]
+    samples = lines(finished / "samples.jsonl")
+    assert len(samples) == 3 * 2 * 2
+    assert all(len(line["verdicts"]) > 0 and line["judge_status"] == "ok" for line in samples)
+    result = json.loads((finished / "result.json").read_text())
+    assert result["accuracy_before"] is None
+    assert result["rewards"]["reward/visual"] == pytest.approx(metrics[-1]["reward/visual"])
+    run = json.loads((finished / "run.json").read_text())
+    assert run["config"]["rollout"]["samples_per_prompt"] == 2
+    assert len(run["hashes"]["policy"]) == 64
+
+
+def test_an_interrupted_run_continues_bit_for_bit(finished, tmp_path, monkeypatch):
+    def interrupted(path, step, *args):
+        append(path, step, *args)
+        if step == 2:
+            raise KeyboardInterrupt
+
+    append = loop.append_samples
+    monkeypatch.setattr(loop, "append_samples", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(small_config(), tmp_path)
+    assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == [1, 2]
+    monkeypatch.setattr(loop, "append_samples", append)
+    train(small_config(), tmp_path)
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        ours, theirs = lines(tmp_path / name), lines(finished / name)
+        assert [without_clocks(line) for line in ours] == [without_clocks(line) for line in theirs]
+    jax.tree.map(np.testing.assert_array_equal, params_of(tmp_path / "checkpoints/3"), params_of(finished / "checkpoints/3"))
+
+
+def without_clocks(line):
+    return {k: v for k, v in line.items() if not k.startswith(("time/", "memory/", "compilations"))}
+
+
+def test_training_moves_every_parameter(finished):
+    before = load_params(finished / "random/policy/converted", load_config(finished / "model"), make_mesh(devices=jax.devices()[:1]))
+    moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), before, params_of(finished / "checkpoints/3"))
+    assert min(jax.tree.leaves(moved)) > 0
+
+
+def test_the_export_has_the_logits_of_the_trained_policy(finished, tmp_path):
+    torch = pytest.importorskip("torch")
+    from perception_r1_jax.processing import Processor
+    from tests.reference import Reference
+    from tests.test_models_parity import our_logits
+
+    export_huggingface(finished, tmp_path / "hf")
+    processor = Processor.from_directory(tmp_path / "hf")
+    prompts = parity.prompts(processor)
+    reference = Reference(tmp_path / "hf", processor)
+    logits = jax.jit(our_logits, static_argnums=0)(
+        load_config(finished / "model"), params_of(finished / "checkpoints/3"), parity.batch(processor, prompts)
+    )
+    for row, prompt in enumerate(prompts):
+        with torch.no_grad():
+            expected = reference.logits(prompt).numpy()
+        assert parity.relative_error(logits[row, : len(prompt.tokens)], expected) < 1e-4
+
+
+def test_options_of_a_run(tmp_path):
+    config = small_config(**{
+        "steps": 1,
+        "judge.path": "",
+        "grpo.kl_coefficient": 0.1,
+        "model.freeze_vision": True,
+        "reward.function": "tests.test_training_loop:length_of_question",
+        "reward.custom_weight": 0.01,
+    })  # fmt: skip
+    train(config, tmp_path)
+    (metrics,) = lines(tmp_path / "metrics.jsonl")
+    assert metrics["train/kl"] == pytest.approx(0, abs=1e-6)  # the first step starts at the reference
+    assert metrics["reward/custom"] > 10
+    assert math.isnan(metrics["reward/visual"])
+
+
+def length_of_question(row, response):
+    """A reward of the user's own, which reads a column of the problem's row."""
+    return float(len(row["question"]))
+
+
+def test_real_problems_and_the_real_tokenizer(shared_data, tmp_path):
+    config = small_config(**{
+        "steps": 1,
+        "data.path": str(shared_data / "geometry3k"),
+        "model.tokenizer": str(shared_data / "qwen2_5_vl_tokenizer"),
+        "rollout.prompt_buckets": (384,),
+        "rollout.window_buckets": (24,),
+    })  # fmt: skip
+    train(config, tmp_path)
+    samples = lines(tmp_path / "samples.jsonl")
+    assert all(line["problem_id"].startswith("geometry3k/train/") for line in samples)
+    assert {line["judge_status"] for line in samples} == {"ok"}
+    assert load_config(tmp_path / "model").vocab_size >= 151_665
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model.path": "nowhere"}, "config.model.path = 'nowhere' does not exist"),
+        ({"data.path": "nowhere"}, "config.data.path = 'nowhere' does not exist"),
+        ({"grpo.micro_batch_samples": 3}, "it must divide 2"),
+    ],
+)
+def test_a_wrong_config_stops_before_any_work(fields, message, tmp_path):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        train(small_config(**fields), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

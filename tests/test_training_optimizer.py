@@ -1,0 +1,70 @@
+"""AdamW by hand, the two warm-ups, and what weight decay reaches."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from perception_r1_jax.training.optimizer import make_optimizer, make_schedule
+from tests.grpo_fixtures import run_config
+
+PARAMS = {"mlp": {"kernel": np.float32([[2.0]]), "bias": np.float32([[2.0]])}, "norm": {"scale": np.float32([[2.0]])}}
+
+
+def config(**changes):
+    return run_config(**{f"optimizer__{name}": value for name, value in changes.items()}).optimizer
+
+
+def rates(fidelity, fraction, steps, count):
+    schedule = make_schedule(config(learning_rate=1.0, warmup_fraction=fraction), steps, fidelity=fidelity)
+    return [float(schedule(jnp.int32(k))) for k in range(count)]
+
+
+def test_warm_up_reaches_the_full_rate_and_stays():
+    np.testing.assert_allclose(rates("default", 0.4, 10, 6), [0.25, 0.5, 0.75, 1, 1, 1])
+    np.testing.assert_allclose(rates("default", 0.0, 10, 2), [1, 1])
+
+
+def test_paper_warm_up_is_the_authors():
+    # 5% of 275 steps: k / 13, and the first update is zero
+    got = rates("paper", 0.05, 275, 15)
+    np.testing.assert_allclose(got, [min(1, k / 13) for k in range(15)], rtol=1e-6)
+
+
+def steps_of(optimizer, gradients):
+    """Parameters after updates with these gradients, the same for all parameters."""
+    params, state = PARAMS, optimizer.init(PARAMS)
+    for gradient in gradients:
+        grads = {name: {leaf: jnp.full((1, 1), gradient) for leaf in group} for name, group in params.items()}
+        updates, state = optimizer.update(grads, state, params)
+        params = jax.tree.map(jnp.add, params, updates)
+    return params
+
+
+def test_two_steps_of_adamw_by_hand():
+    optimizer = make_optimizer(config(learning_rate=0.1, eps=1e-8, weight_decay=0.5, max_grad_norm=1e9), 10)
+    params = steps_of(optimizer, [1.0, -2.0])
+    # step 1: m = 1, v = 1 after bias correction; step 2: m = (0.9 * 0.1 - 0.1 * 2) / (1 - 0.9^2), v likewise
+    second = ((0.09 - 0.2) / 0.19) / np.sqrt((0.999e-3 + 4e-3) / (1 - 0.999**2))
+    plain = 2 - 0.1 * 1 - 0.1 * second
+    decayed = (2 * (1 - 0.05) - 0.1) * (1 - 0.05) - 0.1 * second
+    np.testing.assert_allclose(params["mlp"]["kernel"], decayed, rtol=1e-5)
+    np.testing.assert_allclose(params["mlp"]["bias"], plain, rtol=1e-5)
+    np.testing.assert_allclose(params["norm"]["scale"], plain, rtol=1e-5)
+
+
+def test_paper_weight_decay_reaches_all_parameters():
+    options = config(learning_rate=0.1, weight_decay=0.5)
+    params = steps_of(make_optimizer(options, 10, fidelity="paper"), [1.0])
+    leaves = np.array([float(x[0, 0]) for x in jax.tree.leaves(params)])
+    assert np.all(leaves == leaves[0])
+
+
+@pytest.mark.parametrize(("limit", "share"), [(1e9, 1.0), (0.5, 0.5 / np.sqrt(3))])
+def test_the_gradient_is_clipped_by_its_global_norm(limit, share):
+    # with eps = 1 the first update is g / (|g| + 1), which shows the size of g
+    optimizer = make_optimizer(config(learning_rate=1.0, eps=1.0, weight_decay=0.0, max_grad_norm=limit), 10)
+    params = steps_of(optimizer, [1.0])
+    np.testing.assert_allclose(params["mlp"]["bias"], 2 - share / (share + 1), rtol=1e-5)
