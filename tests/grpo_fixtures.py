@@ -26,7 +26,7 @@ def run_config(**overrides) -> ConfigDict:
                 "prompts_per_step": 8,
                 "samples_per_prompt": 4,
                 "temperature": 0.9,
-                "max_response_tokens": 6,
+                "response_buckets": (6, 8),
             },
             "grpo": {
                 "clip_low": 0.2,

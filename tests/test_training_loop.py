@@ -141,19 +141,19 @@ def test_options_of_a_run(tmp_path):
         "judge.path": "",
         "grpo.kl_coefficient": 0.1,
         "model.freeze_vision": True,
-        "reward.function": "tests.test_training_loop:length_of_question",
+        "reward.function": "tests.test_training_loop:letters_in_picture",
         "reward.custom_weight": 0.01,
     })  # fmt: skip
     train(config, tmp_path)
     (metrics,) = lines(tmp_path / "metrics.jsonl")
     assert metrics["train/kl"] == pytest.approx(0, abs=1e-6)  # the first step starts at the reference
-    assert metrics["reward/custom"] > 10
-    assert math.isnan(metrics["reward/visual"])
+    assert metrics["reward/custom"] >= 3
+    assert metrics["reward/visual"] is None
 
 
-def length_of_question(row, response):
+def letters_in_picture(row, response):
     """A reward of the user's own, which reads a column of the problem's row."""
-    return float(len(row["question"]))
+    return float(len(row["letters"]))
 
 
 def test_real_problems_and_the_real_tokenizer(shared_data, tmp_path):
@@ -176,7 +176,7 @@ def test_real_problems_and_the_real_tokenizer(shared_data, tmp_path):
     [
         ({"model.path": "nowhere"}, "config.model.path = 'nowhere' does not exist"),
         ({"data.path": "nowhere"}, "config.data.path = 'nowhere' does not exist"),
-        ({"grpo.micro_batch_samples": 3}, "it must divide 2"),
+        ({"grpo.micro_batch_samples": 3}, "does not divide 2|must divide 2"),
     ],
 )
 def test_a_wrong_config_stops_before_any_work(fields, message, tmp_path):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perception_r1_jax.models import ModelConfig, Params, VisionConfig, init_params
+from perception_r1_jax.models import ModelConfig, Params, VisionConfig, abstract_params
 from perception_r1_jax.records import WINDOW_PATCHES, WINDOW_TOKENS, PromptBatch
 
 IMAGE_ID, STOP_ID, PAD_ID = 90, 91, 92
@@ -38,13 +38,15 @@ CONFIG = ModelConfig(
 @functools.cache
 def params(scale: float = 8.0) -> Params:
     """Random parameters: matrices `scale` times the usual 0.02, random biases and norms."""
-    leaves, structure = jax.tree_util.tree_flatten_with_path(init_params(CONFIG, jax.random.key(0)))
-    keys = jax.random.split(jax.random.key(1), len(leaves))
+    rng = np.random.default_rng(0)
 
-    def change(path, x, key):
-        return x * scale if path[-1].key in ("kernel", "embedding") else x + 0.3 * jax.random.normal(key, x.shape)
+    def draw(path, leaf):
+        noise = rng.normal(size=leaf.shape).astype(np.float32)
+        if path[-1].key in ("kernel", "embedding"):
+            return jnp.asarray(0.02 * scale * noise)
+        return jnp.asarray((path[-1].key == "scale") + np.float32(0.3) * noise)
 
-    return jax.tree.unflatten(structure, [change(path, x, key) for (path, x), key in zip(leaves, keys)])
+    return jax.tree_util.tree_map_with_path(draw, abstract_params(CONFIG))
 
 
 def prompt_batch(lengths: list[int], pictures: list[int], *, length: int = 24, windows: int = 2, seed: int = 0):

@@ -83,15 +83,19 @@ def load_config(source: str | Path | Mapping[str, Any]) -> ModelConfig:
     return _parse(content, str(path))
 
 
-def _parse(raw: Mapping[str, Any], name: str) -> ModelConfig:
+def _parse(raw: Any, name: str) -> ModelConfig:
+    if not isinstance(raw, Mapping):
+        raise ValueError(f"{name}: a {type(raw).__name__}, not a JSON object.")
     family = raw.get("model_type")
     if family not in FAMILIES:
         raise ValueError(f"{name}: model_type {family!r} is not supported; this project runs {' and '.join(FAMILIES)}.")
     text = {**raw, **raw.get("text_config", {})}
     try:
-        return _model_config(family, raw, text, name)
+        config = _model_config(family, raw, text, name)
     except KeyError as error:
         raise ValueError(f"{name}: field {error.args[0]!r} is missing.") from error
+    _check_shapes(name, config)
+    return config
 
 
 def _model_config(family: str, raw: Mapping[str, Any], text: Mapping[str, Any], name: str) -> ModelConfig:
@@ -144,6 +148,22 @@ def _vision_config(raw: Mapping[str, Any], name: str) -> VisionConfig:
             f"{vision.spatial_merge_size} are not covered; Qwen2.5-VL has 112, 14 and 2."
         )
     return vision
+
+
+def _check_shapes(name: str, config: ModelConfig) -> None:
+    """Sizes that must agree; apart from these any will do."""
+    if config.num_heads % config.num_kv_heads:
+        raise ValueError(
+            f"{name}: num_attention_heads {config.num_heads} is no multiple of num_key_value_heads {config.num_kv_heads}."
+        )
+    if config.vision is None:
+        return
+    if sum(config.mrope_section) != config.head_dim // 2:
+        raise ValueError(f"{name}: mrope_section {list(config.mrope_section)} must sum to {config.head_dim // 2}, half a head.")
+    if config.vision.out_hidden_size != config.hidden_size:
+        raise ValueError(
+            f"{name}: out_hidden_size {config.vision.out_hidden_size} of the vision tower is not hidden_size {config.hidden_size}."
+        )
 
 
 def _check_rope(name: str, rope: Mapping[str, Any]) -> None:

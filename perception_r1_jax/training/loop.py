@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import math
 import time
@@ -133,6 +134,9 @@ def train(config: ConfigDict, workdir: Path) -> dict:
         workdir / "checkpoints", keep_last=config.checkpoint.keep_last, keep_best=config.checkpoint.keep_best
     )
     first = checkpoints.latest_step() or 0
+    if first >= config.steps:
+        console.print(f"{workdir} has its {config.steps} steps already; give config.steps more, or another workdir.")
+        return json.loads((workdir / "result.json").read_text())
     if first:
         state = checkpoints.restore(first, abstract, batches)
         console.print(f"continues after step {first}, from {workdir}", highlight=False, soft_wrap=True)

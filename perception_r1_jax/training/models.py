@@ -7,9 +7,11 @@ from pathlib import Path
 
 from perception_r1_jax.weights import convert_huggingface, locate_model
 from perception_r1_jax.weights.random_checkpoint import write_random_checkpoint
-from perception_r1_jax.weights.side_files import CONFIG_FILE, copy_side_files
+from perception_r1_jax.weights.side_files import CONFIG_FILE, MODEL_FILES, SIDE_FILES, TOKENIZER_FILES, copy_side_files
 
 RANDOM = "random"
+RANDOM_SCALE = 12.0
+"""Matrices large enough that a random judge's verdicts differ from response to response."""
 
 
 def prepare_model(path: str, tokenizer: str, family: str, folder: Path, seed: int) -> Path:
@@ -28,18 +30,25 @@ def prepare_model(path: str, tokenizer: str, family: str, folder: Path, seed: in
     source, converted = folder / "hf", folder / "converted"
     if not (converted / "params").is_dir():
         shutil.rmtree(folder, ignore_errors=True)
-        write_random_checkpoint(source, family, tokenizer_dir=tokenizer or None, seed=seed)
+        write_random_checkpoint(source, family, tokenizer_dir=tokenizer or None, seed=seed, scale=RANDOM_SCALE)
         convert_huggingface(source, converted)
     return converted
 
 
 def keep_side_files(model: Path, tokenizer: str, out: Path) -> None:
-    """Copies config, tokenizer and the like into a run's `model/`, so that its checkpoints can be used alone."""
-    out.mkdir(parents=True, exist_ok=True)
+    """Copies config, tokenizer and the like into a run's `model/`, so that its checkpoints can be used alone.
+
+    Args:
+        model: directory of the model.
+        tokenizer: directory that the tokenizer's files come from instead, where it is not "".
+        out: the folder, made anew.
+    """
     model_dir = locate_model(model).model_dir
-    if model_dir == out.resolve():
+    if model_dir == out:
         return
-    if tokenizer:
-        copy_side_files(Path(tokenizer), out)
-    copy_side_files(model_dir, out) if not tokenizer else None
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
     shutil.copyfile(model_dir / CONFIG_FILE, out / CONFIG_FILE)
+    copy_side_files(model_dir, out, MODEL_FILES if tokenizer else SIDE_FILES)
+    if tokenizer:
+        copy_side_files(Path(tokenizer), out, TOKENIZER_FILES)

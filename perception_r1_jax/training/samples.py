@@ -21,8 +21,8 @@ def append_samples(
     scores: Scores,
     advantages: GroupAdvantages,
 ) -> None:
-    """Appends a step's responses. A term without a value, or of a response that was left out, is null."""
-    with path.open("a") as file:
+    """Appends a step's responses. A term without a value is null, as is the total of a response that was left out."""
+    with path.open("a", encoding="utf-8") as file:
         for row, problem in enumerate(problems):
             for sample, fields in enumerate(_fields(row, rollout, scores, advantages)):
                 line = {"step": step, "problem_id": problem.problem_id, "sample": sample, **fields}

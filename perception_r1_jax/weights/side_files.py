@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
 PREPROCESSOR_FILE = "preprocessor_config.json"
-SIDE_FILES = (
-    GENERATION_FILE,
-    PREPROCESSOR_FILE,
+MODEL_FILES = (GENERATION_FILE, PREPROCESSOR_FILE)
+TOKENIZER_FILES = (
     "chat_template.json",
     "chat_template.jinja",
     "tokenizer.json",
@@ -23,11 +22,12 @@ SIDE_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
+SIDE_FILES = MODEL_FILES + TOKENIZER_FILES
 
 
-def copy_side_files(source: Path, out: Path) -> None:
-    """Copies those of `SIDE_FILES` that are there; `config.json` is its caller's, who knows the dtype."""
-    for name in SIDE_FILES:
+def copy_side_files(source: Path, out: Path, names: Sequence[str] = SIDE_FILES) -> None:
+    """Copies those of the files that are there; `config.json` is its caller's, who knows the dtype."""
+    for name in names:
         if (source / name).is_file():
             shutil.copyfile(source / name, out / name)
 

@@ -1,0 +1,85 @@
+"""`run.json`, `result.json`, and hashes that tell inputs apart."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import jax
+import pytest
+
+from perception_r1_jax.config import default_config
+from perception_r1_jax.records import Problem
+from perception_r1_jax.training.run_record import (
+    EDGE_BYTES,
+    hash_files,
+    hash_problems,
+    hash_texts,
+    peak_rss_bytes,
+    write_result,
+    write_run,
+)
+
+PROBLEM = Problem("1", "How long?", (b"picture",), "5", ("AB is 3",))
+
+
+def test_a_run_is_recorded(tmp_path):
+    config = default_config()
+    config.rollout.prompt_buckets = (64, 128)
+    write_run(tmp_path, config, data="d", policy="p")
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["config"]["rollout"]["prompt_buckets"] == [64, 128]
+    assert record["config"]["format_instruction"] == config.format_instruction
+    assert record["hashes"] == {"data": "d", "policy": "p"}
+    assert record["versions"]["jax"] == jax.__version__
+    assert len(record["devices"]) == len(jax.devices())
+    assert record["commit"] is None or len(record["commit"]) == 40
+
+
+def test_a_result_has_all_fields_null_where_there_is_no_data(tmp_path):
+    result = write_result(tmp_path, rewards={"reward/total": 0.5}, seconds=12.345)
+    assert json.loads((tmp_path / "result.json").read_text()) == result
+    kinds = ("accuracy", "perception", "probe")
+    empty = [f"{kind}_{when}" for kind in kinds for when in ("before", "after")] + [f"mcnemar_{kind}" for kind in kinds]
+    assert {name for name, value in result.items() if value is None} == set(empty)
+    assert set(result) == {*empty, "rewards", "seconds", "peak_rss_bytes"}
+    assert (result["rewards"], result["seconds"]) == ({"reward/total": 0.5}, 12.3)
+
+
+def test_memory_is_in_bytes():
+    assert 2**26 < peak_rss_bytes() < 2**38  # a Python with jax takes more than 64 MB
+
+
+def test_a_hash_of_texts_knows_where_one_ends():
+    assert hash_texts(["ab", "c"]) != hash_texts(["a", "bc"])
+    assert hash_texts(["a", "b"]) != hash_texts(["b", "a"])
+    assert hash_texts(["\ud800"]) != hash_texts(["?"])
+    assert hash_texts(iter(["a", "b"])) == hash_texts(["a", "b"])
+
+
+@pytest.mark.parametrize(
+    "change", [{"problem_id": "2"}, {"question": "?"}, {"answer": "6"}, {"annotations": ()}], ids=lambda c: next(iter(c))
+)
+def test_a_hash_of_problems_sees_every_change(change):
+    assert hash_problems([PROBLEM]) == hash_problems([dataclasses.replace(PROBLEM)])
+    assert hash_problems([PROBLEM]) != hash_problems([dataclasses.replace(PROBLEM, **change)])
+
+
+def test_a_hash_of_files_sees_names_sizes_and_both_ends(tmp_path):
+    file = tmp_path / "sub" / "weights"
+    file.parent.mkdir()
+    content = bytearray(3 * EDGE_BYTES)
+    hashes = set()
+    for change in (0, EDGE_BYTES - 1, -1):
+        changed = content.copy()
+        changed[change] = 1
+        file.write_bytes(changed)
+        hashes.add(hash_files(tmp_path))
+    file.write_bytes(content)
+    hashes.add(hash_files(tmp_path))
+    assert hash_files(tmp_path) in hashes
+    file.write_bytes(content + b"\0")
+    hashes.add(hash_files(tmp_path))
+    file.rename(tmp_path / "sub" / "other")
+    hashes.add(hash_files(tmp_path))
+    assert len(hashes) == 6
