@@ -61,8 +61,8 @@ def default_config() -> ConfigDict:
     config.steps = 275  # optimizer steps, one per batch of rollouts
     # Appended to every problem, after a space. Where it is the name of a .txt file, the content of the file.
     config.format_instruction = (
-        "Think first, step by step, inside <think> </think> tags: say what you see in the picture, then reason from it. "
-        "Then give the result inside <answer> </answer> tags, with the final answer in \\boxed{}."
+        "Think first, step by step, inside <think> </think> tags: say what you see in the picture, then reason from "
+        "it. Then give the result inside <answer> </answer> tags, with the final answer in \\boxed{}."
     )
 
     config.data = ConfigDict()
@@ -216,16 +216,19 @@ def _require(config: ConfigDict, field: str, condition: bool, advice: str) -> No
         raise ValueError(f"config.{field} = {_get(config, field)!r}: {advice}.")
 
 
-def arithmetic(config: ConfigDict, *, problems: int, parameters: int, judge_parameters: int, mesh: dict[str, int]) -> str:
+def arithmetic(
+    config: ConfigDict, *, problems: int, parameters: int, judge_parameters: int, mesh: dict[str, int]
+) -> str:
     """The block that a run prints at its start: how the batch sizes multiply out."""
     n, g = config.rollout.prompts_per_step, config.rollout.samples_per_prompt
-    rows = config.grpo.micro_batch_prompts * config.grpo.micro_batch_samples
+    p, s = config.grpo.micro_batch_prompts, config.grpo.micro_batch_samples
     prompt, response = config.rollout.prompt_buckets[-1], config.rollout.response_buckets[-1]
     epoch = problems // n
+    epochs = config.steps / max(epoch, 1)
     lines = [
-        ("problems", f"{problems:,}, {epoch} steps an epoch, {config.steps} steps = {config.steps / max(epoch, 1):.1f} epochs"),
+        ("problems", f"{problems:,}, {epoch} steps an epoch, {config.steps} steps = {epochs:.1f} epochs"),
         ("a step", f"{n} prompts x {g} samples = {n * g:,} responses, one optimizer update"),
-        ("micro-batches", f"{n * g // rows} of {rows} ({config.grpo.micro_batch_prompts} prompts x {config.grpo.micro_batch_samples})"),
+        ("micro-batches", f"{n * g // (p * s)} of {p * s} ({p} prompts x {s})"),
         ("tokens", f"prompt <= {prompt:,}, response <= {response:,}, step <= {n * g * (prompt + response):,}"),
         ("parameters", f"policy {parameters:,}, judge {judge_parameters:,}"),
         ("mesh", " x ".join(f"{name} {size}" for name, size in mesh.items())),

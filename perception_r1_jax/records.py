@@ -34,6 +34,9 @@ WINDOW_TOKENS = WINDOW_PATCHES // MERGE_UNIT
 ImageSource = bytes | Path
 """An encoded picture (PNG, JPEG, ...) or the path of one."""
 
+AnyArray = jax.Array | np.ndarray
+"""What a function takes that runs on the records as they come from the host, and inside `jit` alike."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
@@ -120,16 +123,16 @@ class PromptBatch:
         image_ids: int32 [N, W], -1 for padding windows.
     """
 
-    tokens: jax.Array | np.ndarray
-    lengths: jax.Array | np.ndarray
-    positions: jax.Array | np.ndarray
-    next_position: jax.Array | np.ndarray
-    image_slots: jax.Array | np.ndarray
-    prompt_ids: jax.Array | np.ndarray
-    patches: jax.Array | np.ndarray
-    patch_positions: jax.Array | np.ndarray
-    patch_valid: jax.Array | np.ndarray
-    image_ids: jax.Array | np.ndarray
+    tokens: AnyArray
+    lengths: AnyArray
+    positions: AnyArray
+    next_position: AnyArray
+    image_slots: AnyArray
+    prompt_ids: AnyArray
+    patches: AnyArray
+    patch_positions: AnyArray
+    patch_valid: AnyArray
+    image_ids: AnyArray
 
 
 FINISH_STOP, FINISH_LENGTH = "stop", "length"
@@ -201,9 +204,9 @@ class TrainBatch:
     """
 
     prompts: PromptBatch
-    responses: jax.Array | np.ndarray
-    mask: jax.Array | np.ndarray
-    advantages: jax.Array | np.ndarray
-    old_logps: jax.Array | np.ndarray | None = None
-    reference_logps: jax.Array | np.ndarray | None = None
-    rollout_logps: jax.Array | np.ndarray | None = None
+    responses: AnyArray
+    mask: AnyArray
+    advantages: AnyArray
+    old_logps: AnyArray | None = None
+    reference_logps: AnyArray | None = None
+    rollout_logps: AnyArray | None = None

@@ -99,8 +99,8 @@ def test_an_unknown_field_is_an_error_in_a_file(monkeypatch, tmp_path, field):
         "from perception_r1_jax.config import default_config\n\n\n"
         f"def get_config():\n    config = default_config()\n    config.{field} = 1\n    return config\n"
     )
-    with pytest.raises(AttributeError, match=r'Key "foo" does not exist and cannot be added since the config is locked'):
-        load(monkeypatch, str(file)).steps
+    with pytest.raises(AttributeError, match='Key "foo" does not exist and cannot be added'):
+        load(monkeypatch, str(file)).copy_and_resolve_references()
 
 
 def test_a_value_of_another_type_is_an_error(monkeypatch):

@@ -47,7 +47,7 @@ def prompts(processor: Processor, *pictures: tuple[int, int]) -> list:
     return [processor.prompt(problem) for problem in problems]
 
 
-class ScriptedEngine:
+class ScriptedEngine(Engine):
     """Answers with the given token ids, [N][G] lists; a response is stopped where it ends with a stop id."""
 
     def __init__(self, answers):

@@ -133,15 +133,26 @@ def test_nested(vl, tmp_path):
     assert load_config(tmp_path) == SMALL
 
 
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("place", ["top", "text_config", "neither"])
-def test_tied_embeddings_are_read_from_either_place(vl, tmp_path, tied, place):
+@pytest.mark.parametrize(
+    ("outer", "inner", "tied"),
+    [
+        (True, None, True),
+        (False, None, False),
+        (None, True, True),
+        (None, False, False),
+        (False, True, True),
+        (True, False, True),
+        (None, None, False),
+    ],
+)
+def test_tied_embeddings_are_read_from_both_places_as_transformers_does(vl, tmp_path, outer, inner, tied):
     nested = as_transformers_5(vl, tmp_path)
-    nested.pop("tie_word_embeddings", None)
-    nested["text_config"].pop("tie_word_embeddings", None)
-    if place != "neither":
-        (nested if place == "top" else nested["text_config"])["tie_word_embeddings"] = tied
-    assert load_config(nested).tie_embeddings == (tied and place != "neither")
+    for place, value in ((nested, outer), (nested["text_config"], inner)):
+        place.pop("tie_word_embeddings", None)
+        if value is not None:
+            place["tie_word_embeddings"] = value
+    assert load_config(nested).tie_embeddings == tied
+    assert transformers.AutoConfig.for_model(**nested).tie_word_embeddings == tied
 
 
 def test_a_text_model_has_no_vision(vl):
@@ -182,7 +193,9 @@ def test_what_is_not_covered_is_named(vl, path, value, message):
         load_config(change(vl, path, value))
 
 
-@pytest.mark.parametrize("path", ["hidden_size", "rope_theta", "image_token_id", "vision_config", "vision_config.depth"])
+@pytest.mark.parametrize(
+    "path", ["hidden_size", "rope_theta", "image_token_id", "vision_config", "vision_config.depth"]
+)
 def test_a_missing_field_is_named(vl, path):
     *parents, name = path.split(".")
     (vl[parents[0]] if parents else vl).pop(name)

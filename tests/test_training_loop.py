@@ -75,7 +75,8 @@ def test_a_run_leaves_what_the_readme_says(finished):
         for name in ("reward/total", "reward/visual", "train/loss", "train/grad_norm", "time/rollout", "rollout/tokens"):
             assert math.isfinite(line[name]), name
         assert line["train/rollout_train_logp_diff"] < 1e-4
-    assert metrics[-1]["compilations"] == metrics[0]["compilations"]
+    for name in ("policy", "judge", "train"):
+        assert metrics[-1][f"compilations/{name}"] == metrics[0][f"compilations/{name}"] == 1
     samples = lines(finished / "samples.jsonl")
     assert len(samples) == 3 * 2 * 2
     assert all(len(line["verdicts"]) > 0 and line["judge_status"] == "ok" for line in samples)
@@ -183,3 +184,25 @@ def test_a_wrong_config_stops_before_any_work(fields, message, tmp_path):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         train(small_config(**fields), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_grpo_learns_what_is_rewarded(tmp_path):
+    config = small_config(**{
+        "steps": 18,
+        "checkpoint.every": 18,
+        "judge.path": "",
+        "reward.function": "tests.test_training_loop:share_of_capitals",
+        "rollout.prompts_per_step": 4,
+        "rollout.samples_per_prompt": 8,
+        "grpo.micro_batch_prompts": 4,
+        "grpo.micro_batch_samples": 8,
+        "optimizer.learning_rate": 5e-3,
+    })  # fmt: skip
+    train(config, tmp_path)
+    rewards = [line["reward/custom"] for line in lines(tmp_path / "metrics.jsonl")]
+    assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + 0.15
+
+
+def share_of_capitals(row, response):
+    """A reward that a model of random weights can learn within seconds."""
+    return sum(letter.isupper() for letter in response) / max(len(response), 1)

@@ -58,7 +58,9 @@ def test_a_hash_of_texts_knows_where_one_ends():
 
 
 @pytest.mark.parametrize(
-    "change", [{"problem_id": "2"}, {"question": "?"}, {"answer": "6"}, {"annotations": ()}], ids=lambda c: next(iter(c))
+    "change",
+    [{"problem_id": "2"}, {"question": "?"}, {"answer": "6"}, {"annotations": ()}],
+    ids=lambda c: next(iter(c)),
 )
 def test_a_hash_of_problems_sees_every_change(change):
     assert hash_problems([PROBLEM]) == hash_problems([dataclasses.replace(PROBLEM)])

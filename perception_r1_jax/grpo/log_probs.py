@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from perception_r1_jax.models import ModelConfig, Params, compute_logits, embed_prompts, embed_tokens, forward
-from perception_r1_jax.records import PromptBatch
+from perception_r1_jax.records import AnyArray, PromptBatch
 from perception_r1_jax.sharding import constrain
 
 BANNED_LOGIT = -1e30
@@ -20,17 +20,17 @@ BANNED_LOGIT = -1e30
 def token_log_probs(
     config: ModelConfig,
     params: Params,
-    hidden: Float[Array, "R C D"],
-    targets: Int[Array, "R C"],
+    hidden: Float[Array, "B C D"],
+    targets: Int[AnyArray, "B C"],
     *,
     temperature: float = 1.0,
     banned_ids: Sequence[int] = (),
     chunk: int = 512,
-) -> tuple[Float[Array, "R C"], Float[Array, "R C"]]:
+) -> tuple[Float[Array, "B C"], Float[Array, "B C"]]:
     """Log-probability of each target under the hidden state that predicts it, and the distribution's entropy.
 
-    The logits are made for `chunk` positions of all R rows at a time, and once more in the backward pass, so that
-    [R, chunk, V] is the most there is of them.
+    The logits are made for `chunk` positions of all B rows at a time, and once more in the backward pass, so that
+    [B, chunk, V] is the most there is of them.
 
     Args:
         config: the model's shapes.
@@ -63,8 +63,8 @@ def response_log_probs(
     config: ModelConfig,
     params: Params,
     prompts: PromptBatch,
-    responses: Int[Array, "N G C"],
-    mask: Bool[Array, "N G C"],
+    responses: Int[AnyArray, "N G C"],
+    mask: Bool[AnyArray, "N G C"],
     *,
     temperature: float = 1.0,
     banned_ids: Sequence[int] = (),
@@ -128,7 +128,7 @@ def row_positions(prompts: PromptBatch, response_length: int) -> Int[Array, "N 3
     return jnp.concatenate([prompts.positions, after], axis=2)
 
 
-def row_mask(lengths: Int[Array, " B"], prompt_length: int, response_mask: Bool[Array, "B C"]) -> Bool[Array, "B T T"]:
+def row_mask(lengths: Int[AnyArray, " B"], prompt_length: int, response_mask: Bool[AnyArray, "B C"]) -> Bool[Array, "B T T"]:
     """What each token of a row may attend to: itself and what stands before it, padding left out."""
     in_prompt = jnp.arange(prompt_length)[None] < lengths[:, None]
     valid = jnp.concatenate([in_prompt, response_mask], axis=1)
@@ -137,7 +137,7 @@ def row_mask(lengths: Int[Array, " B"], prompt_length: int, response_mask: Bool[
 
 
 def predicting_states(
-    hidden: Float[Array, "B T D"], lengths: Int[Array, " B"], response_length: int
+    hidden: Float[Array, "B T D"], lengths: Int[AnyArray, " B"], response_length: int
 ) -> Float[Array, "B C D"]:
     """The hidden states that predict the response: the prompt's last token's, then the response's but its last."""
     last = jnp.maximum(lengths - 1, 0)[:, None, None]
@@ -156,7 +156,7 @@ def _log_prob_and_entropy(logits, targets):
 
 
 def _split(x, chunk):
-    """[R, C, ...] -> [chunks, R, chunk, ...], the last chunk filled up with zeros."""
+    """[B, C, ...] -> [chunks, B, chunk, ...], the last chunk filled up with zeros."""
     padding = [(0, 0), (0, -x.shape[1] % chunk)] + [(0, 0)] * (x.ndim - 2)
     x = jnp.pad(x, padding)
     return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)

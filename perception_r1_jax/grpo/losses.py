@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Shaped
+
+from perception_r1_jax.records import AnyArray
 
 AGGREGATIONS = ("sequence_mean", "token_mean", "constant", "micro_batch_mean")
 KL_ESTIMATORS = ("k1", "k2", "k3")
@@ -23,10 +25,10 @@ Metrics = dict[str, jax.Array]
 
 
 def policy_loss(
-    logp: Float[Array, "B C"],
-    old_logp: Float[Array, "B C"],
-    advantages: Float[Array, "B ..."],
-    mask: Bool[Array, "B C"],
+    logp: Float[AnyArray, "B C"],
+    old_logp: Float[AnyArray, "B C"],
+    advantages: Float[AnyArray, "B ..."],
+    mask: Bool[AnyArray, "B C"],
     *,
     clip_low: float = 0.2,
     clip_high: float = 0.3,
@@ -60,7 +62,7 @@ def policy_loss(
     return jnp.sum(weights * losses), metrics
 
 
-def token_weights(mask: Bool[Array, "B C"], aggregation: str, *, max_tokens: int | None = None) -> Float[Array, "B C"]:
+def token_weights(mask: Bool[AnyArray, "B C"], aggregation: str, *, max_tokens: int | None = None) -> Float[Array, "B C"]:
     """The weight of each token in the loss of the batch; 0 outside the mask.
 
     - `sequence_mean`: mean over a response's tokens, then over the responses that have any (arXiv 2402.03300).
@@ -88,10 +90,10 @@ def token_weights(mask: Bool[Array, "B C"], aggregation: str, *, max_tokens: int
 
 
 def token_losses(
-    logp: Float[Array, "B C"],
-    old_logp: Float[Array, "B C"],
-    advantages: Float[Array, "B ..."],
-    mask: Bool[Array, "B C"],
+    logp: Float[AnyArray, "B C"],
+    old_logp: Float[AnyArray, "B C"],
+    advantages: Float[AnyArray, "B ..."],
+    mask: Bool[AnyArray, "B C"],
     *,
     clip_low: float,
     clip_high: float,
@@ -124,7 +126,7 @@ def token_losses(
 
 
 def token_kl(
-    logp: Float[Array, "B C"], reference_logp: Float[Array, "B C"], mask: Bool[Array, "B C"], estimator: str
+    logp: Float[AnyArray, "B C"], reference_logp: Float[AnyArray, "B C"], mask: Bool[AnyArray, "B C"], estimator: str
 ) -> Float[Array, "B C"]:
     """Estimates of KL(policy || reference) from the sampled tokens (http://joschu.net/blog/kl-approx.html).
 
@@ -144,7 +146,7 @@ def token_kl(
     raise ValueError(f"KL estimator {estimator!r} is unknown; choose one of {', '.join(KL_ESTIMATORS)}.")
 
 
-def masked_sum(values: jax.Array, mask: Bool[Array, "B C"]) -> Float[Array, ""]:
+def masked_sum(values: Shaped[AnyArray, "B C"], mask: Bool[AnyArray, "B C"]) -> Float[Array, ""]:
     """float32 sum of the values inside the mask."""
     return jnp.sum(jnp.where(mask, values.astype(jnp.float32), 0.0))
 

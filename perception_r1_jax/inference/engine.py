@@ -7,6 +7,7 @@ import functools
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Int, Key
 
 from perception_r1_jax.inference.generate import Responses, generate
 from perception_r1_jax.inference.sampling import Sampling
@@ -39,8 +40,8 @@ class Engine:
         prompts: PromptBatch,
         samples: int,
         sampling: Sampling,
-        key: jax.Array,
-        forced: np.ndarray | None = None,
+        key: Key[Array, ""],
+        forced: Int[np.ndarray, "N C"] | None = None,
         choice_ids: tuple[int, ...] = (),
     ) -> Generated:
         """Generates `samples` responses to each prompt of a padded batch; see `generate`."""

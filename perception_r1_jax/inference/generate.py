@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, UInt
 
 from perception_r1_jax.inference.sampling import Sampling, ban, only, sample, token_logps
 from perception_r1_jax.models import ModelConfig, Params, ResponseCache, decode_step, prefill
@@ -37,7 +37,7 @@ class _Loop(NamedTuple):
     cache: ResponseCache
 
 
-def sample_keys(key: Key[Array, ""], prompt_ids: Int[Array, "N"], samples: int) -> Key[Array, "N G"]:
+def sample_keys(key: Key[Array, ""], prompt_ids: UInt[Array, " N"], samples: int) -> Key[Array, "N G"]:
     """One key per response, from its prompt's id and its number in the group."""
     fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
     return jax.vmap(lambda prompt: fold(prompt, jnp.arange(samples)))(fold(key, prompt_ids))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import jax
 import numpy as np
+from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
 from perception_r1_jax.inference.engine import Engine
@@ -28,7 +28,7 @@ def make_sampling(config: ConfigDict, processor: Processor) -> Sampling:
 
 
 def roll_out(
-    engine: Engine, processor: Processor, prompts: Sequence[Prompt], config: ConfigDict, key: jax.Array
+    engine: Engine, processor: Processor, prompts: Sequence[Prompt], config: ConfigDict, key: Key[Array, ""]
 ) -> tuple[PromptBatch, Rollout]:
     """Draws `config.samples_per_prompt` responses to each prompt.
 

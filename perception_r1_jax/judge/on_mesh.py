@@ -95,6 +95,11 @@ class Judge:
                 prepared[ask.index] = self._read(generated, row, ask.count)
         return prepared
 
+    @property
+    def compilations(self) -> int:
+        """Programs compiled so far."""
+        return self._engine.compilations
+
     def _prepare(self, index: int, request: JudgeRequest) -> _Ask | Judgement:
         """The request's prompt and buckets, or the judgement of one that cannot be asked."""
         count = len(request.annotations)

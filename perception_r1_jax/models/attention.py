@@ -9,9 +9,9 @@ from jaxtyping import Array, Bool, Float
 
 def attention(
     q: Float[Array, "B T heads H"],
-    k: Float[Array, "B S kv_heads H"],
-    v: Float[Array, "B S kv_heads H"],
-    mask: Bool[Array, "B #T S"],
+    k: Float[Array, "B T kv_heads H"],
+    v: Float[Array, "B T kv_heads H"],
+    mask: Bool[Array, "B #T T"],
 ) -> Float[Array, "B T heads H"]:
     """Grouped-query attention with a boolean mask (true = may attend); softmax in float32.
 

@@ -6,6 +6,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from perception_r1_jax.models.config import ModelConfig
 
@@ -29,7 +30,7 @@ class ResponseCache:
     v: jax.Array
 
     @classmethod
-    def empty(cls, config: ModelConfig, n: int, g: int, capacity: int, dtype: jnp.dtype) -> ResponseCache:
+    def empty(cls, config: ModelConfig, n: int, g: int, capacity: int, dtype: DTypeLike) -> ResponseCache:
         """Room for `capacity` tokens of each of n x g responses."""
         shape = (config.num_layers, n, g, capacity, config.num_kv_heads, config.head_dim)
         return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))

@@ -75,7 +75,9 @@ def load_config(source: str | Path | Mapping[str, Any]) -> ModelConfig:
         return _parse(source, "config")
     path = Path(source) / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist. Give a Hugging Face model directory or a converted checkpoint.")
+        raise FileNotFoundError(
+            f"{path} does not exist. Give a Hugging Face model directory or a converted checkpoint."
+        )
     try:
         content = json.loads(path.read_text())
     except json.JSONDecodeError as error:
@@ -114,7 +116,8 @@ def _model_config(family: str, raw: Mapping[str, Any], text: Mapping[str, Any], 
         num_heads=heads,
         num_kv_heads=text["num_key_value_heads"],
         head_dim=text.get("head_dim") or hidden // heads,
-        tie_embeddings=raw.get("tie_word_embeddings", text.get("tie_word_embeddings", False)),
+        # transformers before 5 left the outer field of a nested config at its default
+        tie_embeddings=bool(raw.get("tie_word_embeddings") or text.get("tie_word_embeddings")),
         rope_theta=float(text["rope_theta"] if "rope_theta" in text else rope["rope_theta"]),
         rms_norm_eps=float(text["rms_norm_eps"]),
         mrope_section=tuple(rope["mrope_section"]) if is_vl else None,
@@ -154,22 +157,28 @@ def _check_shapes(name: str, config: ModelConfig) -> None:
     """Sizes that must agree; apart from these any will do."""
     if config.num_heads % config.num_kv_heads:
         raise ValueError(
-            f"{name}: num_attention_heads {config.num_heads} is no multiple of num_key_value_heads {config.num_kv_heads}."
+            f"{name}: num_attention_heads {config.num_heads} is no multiple of "
+            f"num_key_value_heads {config.num_kv_heads}."
         )
     if config.vision is None:
         return
     if sum(config.mrope_section) != config.head_dim // 2:
-        raise ValueError(f"{name}: mrope_section {list(config.mrope_section)} must sum to {config.head_dim // 2}, half a head.")
+        raise ValueError(
+            f"{name}: mrope_section {list(config.mrope_section)} must sum to {config.head_dim // 2}, half a head."
+        )
     if config.vision.out_hidden_size != config.hidden_size:
         raise ValueError(
-            f"{name}: out_hidden_size {config.vision.out_hidden_size} of the vision tower is not hidden_size {config.hidden_size}."
+            f"{name}: out_hidden_size {config.vision.out_hidden_size} of the vision tower is not "
+            f"hidden_size {config.hidden_size}."
         )
 
 
 def _check_rope(name: str, rope: Mapping[str, Any]) -> None:
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "mrope"):
-        raise ValueError(f"{name}: rotary scaling {kind!r} is not covered; Qwen2.5 is published with 'default' and 'mrope'.")
+        raise ValueError(
+            f"{name}: rotary scaling {kind!r} is not covered; Qwen2.5 is published with 'default' and 'mrope'."
+        )
 
 
 def _require(name: str, raw: Mapping[str, Any], field: str, expected: Any) -> None:

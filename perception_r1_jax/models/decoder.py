@@ -81,8 +81,9 @@ class Decoder(nnx.Module):
         return mrope_angles(positions, self.config.head_dim, self.config.rope_theta, self.config.mrope_section)
 
     def embed_tokens(self, tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:
-        """Looks embeddings up."""
-        return self.embed.embedding[...][tokens]
+        """Looks embeddings up, in a table gathered over "embed": split there, the batch would have to be gathered instead."""
+        table = constrain(self.embed.embedding[...], ("vocab", None))
+        return constrain(table[tokens], ("batch",) + (None,) * tokens.ndim)
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """float32 logits."""
@@ -103,7 +104,7 @@ class Decoder(nnx.Module):
         return self.norm(x)
 
     def prefill(
-        self, x: Float[Array, "N L D"], positions: Int[Array, "N 3 L"], lengths: Int[Array, "N"]
+        self, x: Float[Array, "N L D"], positions: Int[Array, "N 3 L"], lengths: Int[Array, " N"]
     ) -> tuple[Float[Array, "N L D"], PromptCache]:
         """Hidden states of right-padded prompts and the keys and values that decoding attends to."""
         angles = self.angles(positions)
@@ -120,7 +121,7 @@ class Decoder(nnx.Module):
     def decode_step(
         self,
         x: Float[Array, "N G D"],
-        positions: Int[Array, "N"],
+        positions: Int[Array, " N"],
         prompt: PromptCache,
         response: ResponseCache,
         step: Int[Array, ""],

@@ -8,13 +8,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from perception_r1_jax.models.cache import PromptCache, ResponseCache
 from perception_r1_jax.models.config import ModelConfig
 from perception_r1_jax.models.decoder import Decoder
 from perception_r1_jax.models.vision import VisionTower
-from perception_r1_jax.records import PromptBatch
+from perception_r1_jax.records import AnyArray, PromptBatch
 
 Params = dict[str, Any]
 
@@ -59,17 +60,17 @@ def logical_axes(config: ModelConfig) -> Params:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def init_params(config: ModelConfig, key: jax.Array) -> Params:
+def init_params(config: ModelConfig, key: Key[Array, ""]) -> Params:
     """Random parameters, float32: normal(0, 0.02) matrices, zero biases, unit norms."""
     return nnx.to_pure_dict(nnx.state(Qwen2_5_VL(config, rngs=nnx.Rngs(key))))
 
 
-def cast_params(params: Params, dtype: jnp.dtype) -> Params:
+def cast_params(params: Params, dtype: DTypeLike) -> Params:
     """All parameters in another dtype."""
     return jax.tree.map(lambda x: x.astype(dtype), params)
 
 
-def embed_tokens(config: ModelConfig, params: Params, tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:
+def embed_tokens(config: ModelConfig, params: Params, tokens: Int[AnyArray, "*B"]) -> Float[Array, "*B D"]:
     """Text embeddings."""
     return _model(config, params).decoder.embed_tokens(tokens)
 
@@ -106,8 +107,8 @@ def forward(
     config: ModelConfig,
     params: Params,
     embeddings: Float[Array, "B T D"],
-    positions: Int[Array, "B 3 T"],
-    mask: Bool[Array, "B T T"],
+    positions: Int[AnyArray, "B 3 T"],
+    mask: Bool[AnyArray, "B T T"],
     *,
     remat: str = "none",
 ) -> Float[Array, "B T D"]:
@@ -134,7 +135,7 @@ def decode_step(
     config: ModelConfig,
     params: Params,
     tokens: Int[Array, "N G"],
-    positions: Int[Array, "N"],
+    positions: Int[Array, " N"],
     prompt: PromptCache,
     response: ResponseCache,
     step: Int[Array, ""],

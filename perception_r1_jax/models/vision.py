@@ -30,12 +30,12 @@ class VisionAttention(nnx.Module):
 
     def __call__(
         self,
-        x: Float[Array, "N W 64 E"],
+        x: Float[Array, "N W 64 hidden"],
         angles: Float[Array, "N W 64 half"],
         valid: Bool[Array, "N W 64"],
         image_ids: Int[Array, "N W"],
         full: Bool[Array, ""],
-    ) -> Float[Array, "N W 64 E"]:
+    ) -> Float[Array, "N W 64 hidden"]:
         q, k, v = jnp.moveaxis(self.qkv(x), 3, 0)
         q, k = rotate(q, angles), rotate(k, angles)
         out = jax.lax.cond(full, _attend_pictures, _attend_windows, q, k, v, valid, image_ids)
@@ -81,7 +81,7 @@ class Merger(nnx.Module):
         self.fc1 = Linear((wide, wide), ("embed", "mlp"), bias=True, rngs=rngs)
         self.fc2 = Linear((wide, config.out_hidden_size), ("mlp", "embed"), bias=True, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "N W 64 E"]) -> Float[Array, "N units D"]:
+    def __call__(self, x: Float[Array, "N W 64 hidden"]) -> Float[Array, "N units D"]:
         n, w, slots, hidden = x.shape
         units = self.norm(x).reshape(n, w * slots // MERGE_UNIT, MERGE_UNIT * hidden)
         return self.fc2(jax.nn.gelu(self.fc1(units), approximate=False))

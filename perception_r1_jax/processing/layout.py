@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from perception_r1_jax.records import MERGE_UNIT, WINDOW_PATCHES, WINDOW_TOKENS, VisionLayout
 
@@ -21,12 +22,12 @@ _MERGE_SIDE = math.isqrt(MERGE_UNIT)
 _WINDOW_SIDE = math.isqrt(WINDOW_TOKENS)
 
 
-def lay_out_patches(pixel_values: np.ndarray, grids: np.ndarray) -> VisionLayout:
+def lay_out_patches(pixel_values: Float[np.ndarray, "patches P"], grids: Int[np.ndarray, "pictures 3"]) -> VisionLayout:
     """Lays the pictures of one prompt out window by window.
 
     Args:
-        pixel_values: float32 [S, P], the patches of all pictures as the image processor lists them.
-        grids: int [I, 3], frames, rows and columns of patches of each picture; I = 0 for a text-only prompt.
+        pixel_values: float32, the patches of all pictures as the image processor lists them.
+        grids: frames, rows and columns of patches of each picture; of no picture for a text-only prompt.
 
     Raises:
         ValueError: more than one frame (video), a side that is no multiple of the merge unit's, or a
@@ -50,8 +51,8 @@ def lay_out_patches(pixel_values: np.ndarray, grids: np.ndarray) -> VisionLayout
     )
 
 
-def image_tokens(grids: np.ndarray) -> np.ndarray:
-    """Image tokens, int [I], that pictures with these grids of patches [I, 3] take in a prompt."""
+def image_tokens(grids: Int[np.ndarray, "pictures 3"]) -> Int[np.ndarray, " pictures"]:
+    """Image tokens that pictures with these grids of patches take in a prompt."""
     return grids.prod(axis=1) // MERGE_UNIT
 
 

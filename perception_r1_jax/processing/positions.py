@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from jaxtyping import Int
 
 from perception_r1_jax.records import MERGE_UNIT
 
@@ -12,9 +13,9 @@ _MERGE_SIDE = math.isqrt(MERGE_UNIT)
 
 
 def rope_positions(
-    tokens: np.ndarray, grids: np.ndarray, *, image_token_id: int, video_token_id: int
-) -> tuple[np.ndarray, int]:
-    """Positions int32 [3, T] (temporal, height, width) of one unpadded prompt, and the next position.
+    tokens: Int[np.ndarray, " L"], grids: Int[np.ndarray, "pictures 3"], *, image_token_id: int, video_token_id: int
+) -> tuple[Int[np.ndarray, "3 L"], int]:
+    """Positions int32 (temporal, height, width) of one unpadded prompt, and the next position.
 
     Text counts up on all three axes alike. A picture stays at one temporal position and counts rows and
     columns of its image tokens from there; the text after it goes on from the longer side. With a picture of 2 x 3
@@ -28,8 +29,8 @@ def rope_positions(
     Padding has no part in this, on either side: a padded row holds these positions at its real tokens.
 
     Args:
-        tokens: int [T].
-        grids: int [I, 3], frames, rows and columns of patches of the pictures, in the order of the prompt.
+        tokens: ids of the prompt.
+        grids: frames, rows and columns of patches of the pictures, in the order of the prompt.
         image_token_id: id of the image-pad token; -1, which no token has, for a text-only model.
         video_token_id: id of the video-pad token, likewise.
 

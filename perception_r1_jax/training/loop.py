@@ -72,6 +72,7 @@ def train(config: ConfigDict, workdir: Path) -> dict:
     """
     # -- Check all that can be checked before the first device is touched.
     validate(config)
+    settings = RewardSettings.from_config(config)
     started = time.monotonic()
     workdir = workdir.resolve()
     problems, report = load_problems(config.data.path, config.data.split)
@@ -155,7 +156,6 @@ def train(config: ConfigDict, workdir: Path) -> dict:
     key = jax.random.key(config.seed)
 
     # -- The loop.
-    settings = RewardSettings.from_config(config)
     samples = workdir / "samples.jsonl"
     fence(samples, first + 1)
     rewards: dict[str, float] = {}
@@ -175,6 +175,7 @@ def train(config: ConfigDict, workdir: Path) -> dict:
                 prompt_batch, rollout = roll_out(
                     engine, processor, prompts, config.rollout, jax.random.fold_in(key, step)
                 )
+                engine.params = None  # makes room for the update
             with clock("judge"):
                 judgements = judge_rollout(judge, asked, rollout) if judge else None
             with clock("score"):
@@ -194,7 +195,9 @@ def train(config: ConfigDict, workdir: Path) -> dict:
                 **clock.metrics(),
                 "data/dropped": len(batches.dropped),
                 "memory/peak_rss_gib": peak_rss_bytes() / 2**30,
-                "compilations": engine.compilations + train_step._cache_size(),
+                "compilations/policy": engine.compilations,
+                "compilations/judge": judge.compilations if judge else 0,
+                "compilations/train": train_step._cache_size(),
             }
             writer.write(step, metrics)
             append_samples(samples, step, asked, rollout, scores, advantages)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from perception_r1_jax.models import load_config
 from perception_r1_jax.weights import convert_huggingface, locate_model
 from perception_r1_jax.weights.random_checkpoint import write_random_checkpoint
 from perception_r1_jax.weights.side_files import CONFIG_FILE, MODEL_FILES, SIDE_FILES, TOKENIZER_FILES, copy_side_files
@@ -41,13 +42,17 @@ def keep_side_files(model: Path, tokenizer: str, out: Path) -> None:
     Args:
         model: directory of the model.
         tokenizer: directory that the tokenizer's files come from instead, where it is not "".
-        out: the folder, made anew.
+        out: the folder.
+
+    Raises:
+        ValueError: the folder holds another model's config.
     """
     model_dir = locate_model(model).model_dir
     if model_dir == out:
         return
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
+    if (out / CONFIG_FILE).is_file() and load_config(out) != load_config(model_dir):
+        raise ValueError(f"{out} is of another model than {model_dir}. Choose another workdir, or remove this one.")
+    out.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(model_dir / CONFIG_FILE, out / CONFIG_FILE)
     copy_side_files(model_dir, out, MODEL_FILES if tokenizer else SIDE_FILES)
     if tokenizer:
