@@ -37,13 +37,16 @@ def test_a_run_is_recorded(tmp_path):
 
 
 def test_a_result_has_all_fields_null_where_there_is_no_data(tmp_path):
-    result = write_result(tmp_path, rewards={"reward/total": 0.5}, seconds=12.345)
+    result = write_result(tmp_path, rewards={"reward/total": 0.5, "judge/failure_rate": float("nan")}, seconds=12.345)
     assert json.loads((tmp_path / "result.json").read_text()) == result
     kinds = ("accuracy", "perception", "probe")
     empty = [f"{kind}_{when}" for kind in kinds for when in ("before", "after")] + [f"mcnemar_{kind}" for kind in kinds]
     assert {name for name, value in result.items() if value is None} == set(empty)
     assert set(result) == {*empty, "rewards", "seconds", "peak_rss_bytes"}
-    assert (result["rewards"], result["seconds"]) == ({"reward/total": 0.5}, 12.3)
+    assert (result["rewards"], result["seconds"]) == (
+        {"reward/total": 0.5, "judge/failure_rate": None},
+        12.3,
+    )
 
 
 def test_memory_is_in_bytes():

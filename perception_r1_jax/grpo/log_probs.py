@@ -128,7 +128,9 @@ def row_positions(prompts: PromptBatch, response_length: int) -> Int[Array, "N 3
     return jnp.concatenate([prompts.positions, after], axis=2)
 
 
-def row_mask(lengths: Int[AnyArray, " B"], prompt_length: int, response_mask: Bool[AnyArray, "B C"]) -> Bool[Array, "B T T"]:
+def row_mask(
+    lengths: Int[AnyArray, " B"], prompt_length: int, response_mask: Bool[AnyArray, "B C"]
+) -> Bool[Array, "B T T"]:
     """What each token of a row may attend to: itself and what stands before it, padding left out."""
     in_prompt = jnp.arange(prompt_length)[None] < lengths[:, None]
     valid = jnp.concatenate([in_prompt, response_mask], axis=1)

@@ -62,7 +62,9 @@ def policy_loss(
     return jnp.sum(weights * losses), metrics
 
 
-def token_weights(mask: Bool[AnyArray, "B C"], aggregation: str, *, max_tokens: int | None = None) -> Float[Array, "B C"]:
+def token_weights(
+    mask: Bool[AnyArray, "B C"], aggregation: str, *, max_tokens: int | None = None
+) -> Float[Array, "B C"]:
     """The weight of each token in the loss of the batch; 0 outside the mask.
 
     - `sequence_mean`: mean over a response's tokens, then over the responses that have any (arXiv 2402.03300).

@@ -57,7 +57,8 @@ def generate(
     """Generates `samples` responses to each prompt. Image and prompt are computed once per prompt.
 
     Args:
-        config, params: the model; logits are float32, all else has the dtype of the params.
+        config: the model's shapes.
+        params: its parameters; logits are float32, all else has their dtype.
         prompts: N prompts; filler rows (length 0) are done from the start.
         key: the key of this batch, usually folded from (seed, step).
         forced: tokens that are written as they are; -1 where the model chooses. None: it chooses everywhere.

@@ -51,7 +51,7 @@ def only(logits: Float[Array, "*B V"], ids: tuple[int, ...]) -> Float[Array, "*B
 
 
 def _membership(logits: jax.Array, ids: tuple[int, ...]) -> np.ndarray:
-    """bool of the logits' rank, true at the ids."""
+    """A mask of the logits' rank, true at the ids."""
     member = np.zeros(logits.shape[-1], bool)
     member[list(ids)] = True
     return member.reshape((1,) * (logits.ndim - 1) + (-1,))
@@ -73,7 +73,7 @@ def sample(
 
 
 def token_logps(logits: Float[Array, "*B V"], tokens: Int[Array, "*B"]) -> Float[Array, "*B"]:
-    """log softmax(logits) at the tokens."""
+    """Log-probability of each token, log softmax(logits)."""
     chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
     return chosen - jax.nn.logsumexp(logits, axis=-1)
 

@@ -6,12 +6,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from perception_r1_jax.records import AnyArray
+
 
 def attention(
     q: Float[Array, "B T heads H"],
     k: Float[Array, "B T kv_heads H"],
     v: Float[Array, "B T kv_heads H"],
-    mask: Bool[Array, "B #T T"],
+    mask: Bool[AnyArray, " B #T T"],
 ) -> Float[Array, "B T heads H"]:
     """Grouped-query attention with a boolean mask (true = may attend); softmax in float32.
 

@@ -7,6 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
 
 from perception_r1_jax.models.config import ModelConfig
 
@@ -40,14 +41,20 @@ class ResponseCache:
         """C."""
         return self.k.shape[3]
 
-    def write(self, layer: jax.Array, step: jax.Array, k: jax.Array, v: jax.Array) -> ResponseCache:
-        """The cache with k, v [N, G, kv_heads, H] of one layer at token `step`."""
+    def write(
+        self,
+        layer: Int[Array, ""],
+        step: Int[Array, ""],
+        k: Float[Array, "N G kv_heads H"],
+        v: Float[Array, "N G kv_heads H"],
+    ) -> ResponseCache:
+        """The cache with the keys and values of one layer at token `step`."""
 
         def put(buffer, new):
             return jax.lax.dynamic_update_slice(buffer, new[None, :, :, None], (layer, 0, 0, step, 0, 0))
 
         return ResponseCache(put(self.k, k), put(self.v, v))
 
-    def layer(self, index: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """k, v [N, G, C, kv_heads, H] of one layer."""
-        return jax.lax.dynamic_index_in_dim(self.k, index, 0, False), jax.lax.dynamic_index_in_dim(self.v, index, 0, False)
+    def layer(self, index: Int[Array, ""]) -> tuple[Float[Array, "N G C kv_heads H"], Float[Array, "N G C kv_heads H"]]:
+        """Keys and values of one layer."""
+        return tuple(jax.lax.dynamic_index_in_dim(x, index, keepdims=False) for x in (self.k, self.v))

@@ -15,6 +15,7 @@ from perception_r1_jax.models.cache import PromptCache, ResponseCache
 from perception_r1_jax.models.config import ModelConfig
 from perception_r1_jax.models.layers import GatedMLP, Linear, RMSNorm, parameter, scan_layers, stack_layers
 from perception_r1_jax.models.rope import mrope_angles, rotate
+from perception_r1_jax.records import AnyArray
 from perception_r1_jax.sharding import constrain
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
@@ -32,7 +33,9 @@ class Attention(nnx.Module):
         self.v = Linear((hidden, config.num_kv_heads, head), kv_axes, bias=True, rngs=rngs)
         self.o = Linear((config.num_heads, head, hidden), ("heads", "head_dim", "embed"), contract=2, rngs=rngs)
 
-    def __call__(self, x: jax.Array, angles: jax.Array, attend: Attend) -> tuple[jax.Array, Any]:
+    def __call__(
+        self, x: Float[Array, "*B D"], angles: Float[Array, "*B half"], attend: Attend
+    ) -> tuple[Float[Array, "*B D"], Any]:
         out, kept = attend(rotate(self.q(x), angles), rotate(self.k(x), angles), self.v(x))
         return self.o(out), kept
 
@@ -46,7 +49,9 @@ class DecoderLayer(nnx.Module):
         self.post_attention_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, bias=False, rngs=rngs)
 
-    def __call__(self, x: jax.Array, angles: jax.Array, attend: Attend) -> tuple[jax.Array, Any]:
+    def __call__(
+        self, x: Float[Array, "*B D"], angles: Float[Array, "*B half"], attend: Attend
+    ) -> tuple[Float[Array, "*B D"], Any]:
         attended, kept = self.attention(self.input_norm(x), angles, attend)
         x = x + attended
         return x + self.mlp(self.post_attention_norm(x)), kept
@@ -76,12 +81,13 @@ class Decoder(nnx.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.head = None if config.tie_embeddings else Head(config, rngs=rngs)
 
-    def angles(self, positions: Int[Array, "B 3 T"]) -> Float[Array, "B T half"]:
+    def angles(self, positions: Int[AnyArray, "B 3 T"]) -> Float[Array, "B T half"]:
         """Rotary angles of these positions."""
         return mrope_angles(positions, self.config.head_dim, self.config.rope_theta, self.config.mrope_section)
 
-    def embed_tokens(self, tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:
-        """Looks embeddings up, in a table gathered over "embed": split there, the batch would have to be gathered instead."""
+    def embed_tokens(self, tokens: Int[AnyArray, "*B"]) -> Float[Array, "*B D"]:
+        """Looks embeddings up."""
+        # Gathered over "embed", as all matrices are where they are used; else the gradient would gather the batch.
         table = constrain(self.embed.embedding[...], ("vocab", None))
         return constrain(table[tokens], ("batch",) + (None,) * tokens.ndim)
 
@@ -91,7 +97,11 @@ class Decoder(nnx.Module):
         return jnp.einsum("...d,vd->...v", hidden, matrix, preferred_element_type=jnp.float32)
 
     def forward(
-        self, x: Float[Array, "B T D"], positions: Int[Array, "B 3 T"], mask: Bool[Array, "B T T"], remat: str = "none"
+        self,
+        x: Float[Array, "B T D"],
+        positions: Int[AnyArray, "B 3 T"],
+        mask: Bool[AnyArray, "B T T"],
+        remat: str = "none",
     ) -> Float[Array, "B T D"]:
         """Hidden states after the final norm, for a whole sequence."""
         angles = self.angles(positions)
@@ -104,7 +114,7 @@ class Decoder(nnx.Module):
         return self.norm(x)
 
     def prefill(
-        self, x: Float[Array, "N L D"], positions: Int[Array, "N 3 L"], lengths: Int[Array, " N"]
+        self, x: Float[Array, "N L D"], positions: Int[AnyArray, "N 3 L"], lengths: Int[AnyArray, " N"]
     ) -> tuple[Float[Array, "N L D"], PromptCache]:
         """Hidden states of right-padded prompts and the keys and values that decoding attends to."""
         angles = self.angles(positions)

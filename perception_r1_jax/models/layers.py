@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Bool, Float, Key
 
 _initializer = nnx.initializers.normal(0.02)
 
@@ -20,7 +21,7 @@ REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
 """What a rematerialised layer keeps for its backward pass, by config name."""
 
 
-def parameter(key: jax.Array, shape: Sequence[int], axes: Sequence[str | None]) -> nnx.Param:
+def parameter(key: Key[Array, ""], shape: Sequence[int], axes: Sequence[str | None]) -> nnx.Param:
     """A float32 matrix with its logical axes, which `sharding.RULES` knows."""
     return nnx.Param(_initializer(key, tuple(shape), jnp.float32), logical_axes=tuple(axes))
 
@@ -59,7 +60,7 @@ class RMSNorm(nnx.Module):
         self.eps = eps
         self.scale = nnx.Param(jnp.ones(size), logical_axes=("embed",))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         wide = x.astype(jnp.float32)
         normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
         return normed.astype(x.dtype) * jnp.broadcast_to(self.scale[...], x.shape)
@@ -73,7 +74,7 @@ class GatedMLP(nnx.Module):
         self.up = Linear((hidden, intermediate), ("embed", "mlp"), bias=bias, rngs=rngs)
         self.down = Linear((intermediate, hidden), ("mlp", "embed"), bias=bias, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
 
 
@@ -89,7 +90,11 @@ def stack_layers(make: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.R
 
 
 def scan_layers(
-    layers: nnx.Module, body: Callable[[nnx.Module, Any, Any], tuple[Any, Any]], carry: Any, xs: Any, remat: str = "none"
+    layers: nnx.Module,
+    body: Callable[[nnx.Module, Any, Any], tuple[Any, Any]],
+    carry: Any,
+    xs: Any,
+    remat: str = "none",
 ) -> tuple[Any, Any]:
     """Runs `body(layer, carry, x) -> (carry, y)` over stacked layers; `remat` names an entry of `REMAT_POLICIES`."""
     graph, state = nnx.split(layers)
@@ -104,6 +109,6 @@ def scan_layers(
     return jax.lax.scan(step, carry, (state, xs))
 
 
-def layer_flags(count: int, marked: Sequence[int]) -> np.ndarray:
-    """bool [count], true at the marked layers."""
+def layer_flags(count: int, marked: Sequence[int]) -> Bool[np.ndarray, " count"]:
+    """True at the marked layers."""
     return np.isin(np.arange(count), marked)

@@ -29,8 +29,8 @@ class Qwen2_5_VL(nnx.Module):
 
 
 @functools.lru_cache(maxsize=16)
-def _skeleton(config: ModelConfig) -> tuple[nnx.GraphDef, nnx.State]:
-    """The model without arrays: its structure, and the shape and logical axes of each parameter."""
+def _skeleton(config: ModelConfig):
+    """The model without arrays: its graph, and a state with the shape and logical axes of each parameter."""
     return nnx.split(nnx.eval_shape(lambda: Qwen2_5_VL(config, rngs=nnx.Rngs(0))))
 
 
@@ -121,9 +121,7 @@ def compute_logits(config: ModelConfig, params: Params, hidden: Float[Array, "*B
     return _model(config, params).decoder.logits(hidden)
 
 
-def prefill(
-    config: ModelConfig, params: Params, prompts: PromptBatch
-) -> tuple[Float[Array, "N V"], PromptCache]:
+def prefill(config: ModelConfig, params: Params, prompts: PromptBatch) -> tuple[Float[Array, "N V"], PromptCache]:
     """Logits of the first response token of each prompt, and the prompts' cache. Each prompt is run once."""
     embeddings = embed_prompts(config, params, prompts)
     hidden, cache = _model(config, params).decoder.prefill(embeddings, prompts.positions, prompts.lengths)
@@ -143,6 +141,8 @@ def decode_step(
     """Feeds response token `step` of every sample and gives the logits of the next one.
 
     Args:
+        config: the model's shapes.
+        params: its parameters.
         tokens: the tokens to feed.
         positions: their M-RoPE position, the same on all axes.
         prompt: the prompts' cache, shared by the G samples of a prompt.

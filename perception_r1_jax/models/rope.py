@@ -6,14 +6,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from perception_r1_jax.records import AnyArray
 
-def inverse_frequencies(dim: int, theta: float) -> np.ndarray:
-    """float32 [dim / 2], theta^(-2i / dim) (RoFormer, arXiv 2104.09864, section 3.2.2)."""
+
+def inverse_frequencies(dim: int, theta: float) -> Float[np.ndarray, " half"]:
+    """Frequencies of dim / 2 pairs, float32: theta^(-2i / dim) (RoFormer, arXiv 2104.09864, section 3.2.2)."""
     return (1.0 / theta ** (np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim))).astype(np.float32)
 
 
 def mrope_angles(
-    positions: Int[Array, "B 3 T"], head_dim: int, theta: float, section: tuple[int, int, int] | None
+    positions: Int[AnyArray, "B 3 T"], head_dim: int, theta: float, section: tuple[int, int, int] | None
 ) -> Float[Array, "B T half"]:
     """Angles of multimodal rotary embeddings (Qwen2-VL, arXiv 2409.12191, section 2.1).
 
@@ -22,16 +24,16 @@ def mrope_angles(
     """
     frequencies = inverse_frequencies(head_dim, theta)
     axis_of_frequency = np.zeros(head_dim // 2, np.int32) if section is None else np.repeat(np.arange(3), section)
-    chosen = positions.astype(jnp.float32)[:, axis_of_frequency, :]  # [B, half, T]
+    chosen = jnp.asarray(positions, jnp.float32)[:, axis_of_frequency, :]  # [B, half, T]
     return chosen.swapaxes(1, 2) * frequencies[None, None, :]
 
 
 def vision_angles(
-    patch_positions: Int[Array, "N W 64 2"], head_dim: int, theta: float
+    patch_positions: Int[AnyArray, "N W 64 2"], head_dim: int, theta: float
 ) -> Float[Array, "N W 64 half"]:
     """Angles of the vision tower: the first half of the frequencies turns with the row, the second with the column."""
     frequencies = inverse_frequencies(head_dim // 2, theta)
-    angles = patch_positions.astype(jnp.float32)[..., None] * frequencies[None, None, None, None, :]
+    angles = jnp.asarray(patch_positions, jnp.float32)[..., None] * frequencies[None, None, None, None, :]
     return angles.reshape(*patch_positions.shape[:-1], head_dim // 2)
 
 
@@ -41,5 +43,3 @@ def rotate(x: Float[Array, "*B heads H"], angles: Float[Array, "*B half"]) -> Fl
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return turned.astype(x.dtype)
-
-

@@ -15,7 +15,7 @@ from perception_r1_jax.models.attention import attention
 from perception_r1_jax.models.config import VisionConfig
 from perception_r1_jax.models.layers import GatedMLP, Linear, RMSNorm, layer_flags, scan_layers, stack_layers
 from perception_r1_jax.models.rope import rotate, vision_angles
-from perception_r1_jax.records import MERGE_UNIT
+from perception_r1_jax.records import MERGE_UNIT, AnyArray
 from perception_r1_jax.sharding import constrain
 
 
@@ -32,8 +32,8 @@ class VisionAttention(nnx.Module):
         self,
         x: Float[Array, "N W 64 hidden"],
         angles: Float[Array, "N W 64 half"],
-        valid: Bool[Array, "N W 64"],
-        image_ids: Int[Array, "N W"],
+        valid: Bool[AnyArray, "N W 64"],
+        image_ids: Int[AnyArray, "N W"],
         full: Bool[Array, ""],
     ) -> Float[Array, "N W 64 hidden"]:
         q, k, v = jnp.moveaxis(self.qkv(x), 3, 0)
@@ -67,7 +67,14 @@ class VisionLayer(nnx.Module):
         self.norm2 = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, bias=True, rngs=rngs)
 
-    def __call__(self, x, angles, valid, image_ids, full):
+    def __call__(
+        self,
+        x: Float[Array, "N W 64 hidden"],
+        angles: Float[Array, "N W 64 half"],
+        valid: Bool[AnyArray, "N W 64"],
+        image_ids: Int[AnyArray, "N W"],
+        full: Bool[Array, ""],
+    ) -> Float[Array, "N W 64 hidden"]:
         x = x + self.attention(self.norm1(x), angles, valid, image_ids, full)
         return x + self.mlp(self.norm2(x))
 
@@ -98,16 +105,16 @@ class VisionTower(nnx.Module):
 
     def __call__(
         self,
-        patches: Float[Array, "N W 64 P"],
-        patch_positions: Int[Array, "N W 64 2"],
-        valid: Bool[Array, "N W 64"],
-        image_ids: Int[Array, "N W"],
+        patches: Float[AnyArray, "N W 64 P"],
+        patch_positions: Int[AnyArray, "N W 64 2"],
+        valid: Bool[AnyArray, "N W 64"],
+        image_ids: Int[AnyArray, "N W"],
         remat: str = "none",
     ) -> Float[Array, "N units D"]:
         """Image features by merge-unit slot, [N, 16 W, D]."""
         config = self.config
         angles = vision_angles(patch_positions, config.hidden_size // config.num_heads, config.rope_theta)
-        x = self.patch_embed(patches.astype(self.patch_embed.kernel.dtype))
+        x = self.patch_embed(jnp.asarray(patches, self.patch_embed.kernel.dtype))
 
         def body(layer, x, full):
             return constrain(layer(x, angles, valid, image_ids, full), ("batch", None, None, None)), None

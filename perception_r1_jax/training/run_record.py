@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import resource
 import subprocess
 import sys
@@ -36,10 +37,11 @@ def write_run(workdir: Path, config: ConfigDict, **hashes: str) -> None:
 
 
 def write_result(workdir: Path, *, rewards: dict[str, float], seconds: float) -> dict[str, Any]:
-    """Writes `result.json` and returns it; fields of evaluations that this run has not made are null."""
+    """Writes `result.json` and returns it; what the run has no data for (evaluations not made, NaN) is null."""
     result: dict[str, Any] = {f"{name}_{when}": None for name in PAIRS for when in ("before", "after")}
     result |= {f"mcnemar_{name}": None for name in PAIRS}
-    result |= {"rewards": rewards, "seconds": round(seconds, 1), "peak_rss_bytes": peak_rss_bytes()}
+    result["rewards"] = {name: None if math.isnan(value) else value for name, value in rewards.items()}
+    result |= {"seconds": round(seconds, 1), "peak_rss_bytes": peak_rss_bytes()}
     (workdir / "result.json").write_text(json.dumps(result, indent=2) + "\n")
     return result
 
