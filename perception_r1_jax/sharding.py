@@ -17,6 +17,7 @@ MESH_AXES = ("data", "fsdp", "tensor")
 
 RULES: Mapping[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),  # prompts, responses, requests to the judge
+    "lookup": ("data",),  # the batch of an embedding lookup, while `fsdp` splits the embeddings themselves
     "layers": (),  # the stacked axis is scanned over, never split
     "embed": ("fsdp",),  # hidden size of decoder and vision tower, in parameters
     "vocab": ("tensor",),

@@ -24,14 +24,31 @@ def main(argv: list[str]) -> None:
     """Trains; a problem with config, data or models ends the program with one line that says what to do."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; set fields as --config.a.b=VALUE")
+    from perception_r1_jax.data import DataError
+    from perception_r1_jax.rewards.failures import RewardFailed
     from perception_r1_jax.training.loop import train
+    from perception_r1_jax.training.setup import prepare
 
     logging.set_verbosity(logging.WARNING)  # orbax tells each file that it writes
     try:
-        train(CONFIG.value, Path(WORKDIR.value))
+        run = prepare(CONFIG.value, Path(WORKDIR.value))
     except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
+    try:
+        train(run)
+    except (DataError, RewardFailed) as error:
+        raise SystemExit(f"error: {error}") from error
+    except KeyboardInterrupt:
+        raise SystemExit("stopped; the same command continues from the latest checkpoint.") from None
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Reads the command line; a field that the config does not have is named."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

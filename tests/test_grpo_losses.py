@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxtyping import TypeCheckError
 
 from perception_r1_jax.grpo.losses import AGGREGATIONS, policy_loss, token_kl, token_weights
 
@@ -169,3 +170,11 @@ def test_unknown_names_are_errors_that_list_the_known():
         token_weights(mask, "seq_mean")
     with pytest.raises(ValueError, match="'k4' is unknown; choose one of k1, k2, k3"):
         token_kl(logp, old, mask, "k4")
+
+
+def test_annotated_shapes_and_dtypes_are_checked_here():
+    logp, old, advantages, mask = random_case()
+    with pytest.raises(TypeCheckError, match="parameter 'mask'"):
+        policy_loss(logp, old, advantages, mask[:, :-1])
+    with pytest.raises(TypeCheckError, match="parameter 'mask'"):
+        policy_loss(logp, old, advantages, mask.astype(np.float32))

@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 from configs import debug
 from perception_r1_jax.models import load_config
 from perception_r1_jax.sharding import make_mesh
-from perception_r1_jax.training import loop
-from perception_r1_jax.training.loop import train
+from perception_r1_jax.training import loop, setup
+from perception_r1_jax.training.setup import prepare
 from perception_r1_jax.weights import export_huggingface, load_params
 from tests import parity
 
@@ -39,11 +39,16 @@ def small_config(**fields) -> ConfigDict:
     return config
 
 
+def train(config, workdir):
+    """Prepares and runs, as scripts/train.py does."""
+    return loop.train(prepare(config, workdir))
+
+
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch):
     """The runs here are about the loop; what eight devices do is tested for the engine and the step."""
     devices = jax.devices()[:1]
-    monkeypatch.setattr(loop, "make_mesh", lambda **sizes: make_mesh(**sizes, devices=devices))
+    monkeypatch.setattr(setup, "make_mesh", lambda **sizes: make_mesh(**sizes, devices=devices))
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +56,7 @@ def finished(tmp_path_factory):
     """The working directory of an uninterrupted run."""
     workdir = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "make_mesh", lambda **sizes: make_mesh(**sizes, devices=jax.devices()[:1]))
+        patch.setattr(setup, "make_mesh", lambda **sizes: make_mesh(**sizes, devices=jax.devices()[:1]))
         train(small_config(), workdir)
     return workdir
 

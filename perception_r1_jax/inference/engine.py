@@ -24,12 +24,12 @@ class Engine:
 
     Attributes:
         config: the model's shapes.
-        params: its parameters on the mesh, in the dtype to compute in. A training loop sets the current
+        params: its parameters on the mesh, in the dtype to compute in; None for now: a training loop sets the current
             policy here before each rollout.
         mesh: where they live.
     """
 
-    def __init__(self, config: ModelConfig, params: Params, mesh: Mesh):
+    def __init__(self, config: ModelConfig, params: Params | None, mesh: Mesh):
         self.config, self.params, self.mesh = config, params, mesh
         self._generate = jax.jit(
             functools.partial(generate, config), static_argnames=("samples", "sampling", "choice_ids")

@@ -36,7 +36,7 @@ class Sampling:
     def __post_init__(self):
         if self.max_new_tokens < 1 or not self.stop_ids:
             raise ValueError(f"sampling needs max_new_tokens >= 1 and at least one stop id, got {self}.")
-        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+        if not 0 <= self.temperature < np.inf or self.top_k < 0 or not 0 < self.top_p <= 1:
             raise ValueError(f"sampling needs temperature >= 0, top_k >= 0 and 0 < top_p <= 1, got {self}.")
 
 

@@ -87,9 +87,10 @@ class Decoder(nnx.Module):
 
     def embed_tokens(self, tokens: Int[AnyArray, "*B"]) -> Float[Array, "*B D"]:
         """Looks embeddings up."""
-        # Gathered over "embed", as all matrices are where they are used; else the gradient would gather the batch.
-        table = constrain(self.embed.embedding[...], ("vocab", None))
-        return constrain(table[tokens], ("batch",) + (None,) * tokens.ndim)
+        found = self.embed.embedding[...][tokens]
+        whole = (None,) * (tokens.ndim - 1)
+        # By way of the table's own layout: one exchange among the devices that share it, there and back in the gradient.
+        return constrain(constrain(found, ("lookup", *whole, "embed")), ("batch", *whole, None))
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """float32 logits."""

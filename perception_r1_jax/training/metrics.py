@@ -73,6 +73,11 @@ def fence(path: str | Path, first_step: int) -> None:
     os.replace(temporary, path)
 
 
+def read_last(path: str | Path) -> dict[str, Any]:
+    """The last line of a JSON-lines file that `fence` or `MetricsWriter` left."""
+    return json.loads(Path(path).read_text(encoding="utf-8").rstrip("\n").rpartition("\n")[2])
+
+
 def format_line(step: int, steps: int, metrics: Mapping[str, float], names: Sequence[str]) -> str:
     """The named metrics of a step in one line: whole numbers in full, others to four significant digits.
 

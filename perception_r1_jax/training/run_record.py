@@ -36,14 +36,18 @@ def write_run(workdir: Path, config: ConfigDict, **hashes: str) -> None:
     (workdir / "run.json").write_text(json.dumps(content, indent=2) + "\n")
 
 
-def write_result(workdir: Path, *, rewards: dict[str, float], seconds: float) -> dict[str, Any]:
+def write_result(workdir: Path, *, rewards: dict[str, float | None], seconds: float) -> dict[str, Any]:
     """Writes `result.json` and returns it; what the run has no data for (evaluations not made, NaN) is null."""
     result: dict[str, Any] = {f"{name}_{when}": None for name in PAIRS for when in ("before", "after")}
     result |= {f"mcnemar_{name}": None for name in PAIRS}
-    result["rewards"] = {name: None if math.isnan(value) else value for name, value in rewards.items()}
+    result["rewards"] = {name: _finite(value) for name, value in rewards.items()}
     result |= {"seconds": round(seconds, 1), "peak_rss_bytes": peak_rss_bytes()}
     (workdir / "result.json").write_text(json.dumps(result, indent=2) + "\n")
     return result
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def peak_rss_bytes() -> int:
@@ -61,8 +65,13 @@ def hash_texts(texts: Iterable[str]) -> str:
 
 
 def hash_problems(problems: Iterable[Problem]) -> str:
-    """SHA-256 of ids, questions, answers and annotations."""
-    return hash_texts("\n".join((p.problem_id, p.question, p.answer, *p.annotations)) for p in problems)
+    """SHA-256 of ids, questions, answers, annotations, and pictures (of a path: the name alone)."""
+    return hash_texts("\n".join(_parts(problem)) for problem in problems)
+
+
+def _parts(problem: Problem) -> tuple[str, ...]:
+    pictures = (hashlib.sha256(x).hexdigest() if isinstance(x, bytes) else x.name for x in problem.images)
+    return (problem.problem_id, problem.question, problem.answer, *problem.annotations, *pictures)
 
 
 def hash_files(directory: Path) -> str:

@@ -19,7 +19,7 @@ from perception_r1_jax.sharding import make_mesh
 from perception_r1_jax.weights.load import PARAMS, load_params, locate_model, stored_params
 from perception_r1_jax.weights.names import flatten, parameter_tensors, unflatten
 from perception_r1_jax.weights.safetensors_io import CheckpointError, write_shards
-from perception_r1_jax.weights.side_files import CONFIG_FILE, copy_side_files, published_config, write_json
+from perception_r1_jax.weights.side_files import CONFIG_FILE, copy_side_files, publish_preprocessor, published_config, write_json
 
 MAX_SHARD_BYTES = 5 * 10**9
 CHUNK_BYTES = 64 * 2**20
@@ -78,6 +78,7 @@ def export_huggingface(
     sizes = _tensor_bytes(config, dtypes)
     write_shards(out, sizes, _stored_tensors(source.weights, config, stored, dtypes), max_shard_bytes)
     copy_side_files(source.model_dir, out)
+    publish_preprocessor(out)
     content = json.loads((source.model_dir / CONFIG_FILE).read_text())
     write_json(out / CONFIG_FILE, published_config(content, dtypes["decoder/embed/embedding"].name))
 

@@ -11,7 +11,10 @@ from typing import Any
 CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
 PREPROCESSOR_FILE = "preprocessor_config.json"
-MODEL_FILES = (GENERATION_FILE, PREPROCESSOR_FILE)
+PROCESSOR_FILE = "processor_config.json"
+"""What transformers 5 writes instead of `PREPROCESSOR_FILE`."""
+
+MODEL_FILES = (GENERATION_FILE, PREPROCESSOR_FILE, PROCESSOR_FILE)
 TOKENIZER_FILES = (
     "chat_template.json",
     "chat_template.jinja",
@@ -32,6 +35,19 @@ def copy_side_files(source: Path, out: Path, names: Sequence[str] = SIDE_FILES) 
             shutil.copyfile(source / name, out / name)
 
 
+def publish_preprocessor(directory: Path) -> None:
+    """Turns a `processor_config.json` into the `preprocessor_config.json` of the published layout."""
+    path = directory / PROCESSOR_FILE
+    if not path.is_file():
+        return
+    content = dict(json.loads(path.read_text())["image_processor"])
+    size = content.pop("size", None)
+    if size is not None:
+        content |= {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
+    write_json(directory / PREPROCESSOR_FILE, content)
+    path.unlink()
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes indented JSON with a line end, as the published files have it."""
     path.write_text(json.dumps(content, indent=2) + "\n")
@@ -46,6 +62,7 @@ def published_config(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     """
     text = dict(config.get("text_config", {}))
     flat = {**text, **config, "torch_dtype": dtype}
+    flat["tie_word_embeddings"] = any(part.get("tie_word_embeddings", False) for part in (text, config))
     for name in ("text_config", "dtype", "layer_types"):
         flat.pop(name, None)
     rope = flat.pop("rope_parameters", None)

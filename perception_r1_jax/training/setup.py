@@ -1,0 +1,230 @@
+"""From a config to everything the loop works with: models, data, mesh, judge, state and programs."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from perception_r1_jax.config import arithmetic, load_instruction, validate
+from perception_r1_jax.data import load_problems, make_pipeline
+from perception_r1_jax.data.pipeline import PromptBatches
+from perception_r1_jax.grpo.step import TrainStep, make_log_probs_fn, make_train_step
+from perception_r1_jax.inference import Engine
+from perception_r1_jax.judge.on_mesh import Judge, load_judge
+from perception_r1_jax.models import ModelConfig, Params, abstract_params, cast_params, load_config
+from perception_r1_jax.processing import Processor
+from perception_r1_jax.records import Problem, TrainBatch
+from perception_r1_jax.rewards.score import RewardSettings
+from perception_r1_jax.sharding import make_mesh
+from perception_r1_jax.training.checkpoints import Checkpoints
+from perception_r1_jax.training.models import RANDOM, keep_side_files, prepare_model
+from perception_r1_jax.training.optimizer import make_optimizer
+from perception_r1_jax.training.run_record import hash_files, hash_problems, hash_texts, write_run
+from perception_r1_jax.training.state import TrainState, abstract_state, init_state
+from perception_r1_jax.weights import load_params, locate_model
+
+
+@dataclasses.dataclass
+class Run:
+    """A run about to start or to continue.
+
+    Attributes:
+        config, workdir, console, started: what the run was asked for, where it writes, and when it began.
+        processor: of the policy.
+        batches: the data, at the position where the run goes on.
+        settings: how responses are scored.
+        mesh: for policy and judge.
+        engine: makes the rollouts; the loop gives it the current policy.
+        judge: None in a run without the visual reward.
+        state: parameters, optimizer, counters.
+        step: steps done so far.
+        checkpoints: where the state is saved.
+        to_rollout: casts the master weights to what rollouts compute in.
+        train_step: the update.
+        add_reference: puts the reference policy's log-probs into a batch; leaves it as it is without a KL term.
+    """
+
+    config: ConfigDict
+    workdir: Path
+    console: Console
+    started: float
+    processor: Processor
+    batches: PromptBatches
+    settings: RewardSettings
+    mesh: Mesh
+    engine: Engine
+    judge: Judge | None
+    state: TrainState
+    step: int
+    checkpoints: Checkpoints
+    to_rollout: Callable[[Params], Params]
+    train_step: TrainStep
+    add_reference: Callable[[TrainBatch], TrainBatch]
+
+
+def prepare(config: ConfigDict, workdir: Path) -> Run:
+    """Checks and loads all that a run needs; from the latest checkpoint in `workdir` where there is one.
+
+    Raises:
+        ValueError, OSError: a config, data or model that cannot be used; the message says what to do.
+    """
+    # -- What can be checked before the first device is touched.
+    started, workdir, console = time.monotonic(), workdir.resolve(), Console(soft_wrap=True, highlight=False)
+    validate(config)
+    settings = RewardSettings.from_config(config)
+    problems, report = load_problems(config.data.path, config.data.split)
+    console.print(report.summary())
+
+    # -- Models: their directories, shapes and processors.
+    policy_dir, judge_dir = _model_directories(config, workdir)
+    keep_side_files(policy_dir, config.model.tokenizer, workdir / "model")
+    model = load_config(workdir / "model")
+    processor = Processor.from_directory(
+        workdir / "model",
+        min_pixels=config.model.min_pixels,
+        max_pixels=config.model.max_pixels,
+        fidelity=config.fidelity,
+        max_prompt_tokens=config.rollout.prompt_buckets[-1],
+        max_windows=config.rollout.window_buckets[-1],
+    )
+
+    # -- Data: problems in shuffled order, prepared ahead.
+    instruction = load_instruction(config)
+    batches = make_pipeline(
+        problems,
+        lambda problem: processor.prompt(problem, suffix=instruction),
+        batch_size=config.rollout.prompts_per_step,
+        seed=config.seed,
+        shuffle=config.data.shuffle,
+        prefetch=config.data.prefetch,
+    )
+
+    # -- Mesh and judge.
+    mesh = make_mesh(**config.mesh)
+    judge = _load_judge(config, judge_dir, mesh) if judge_dir else None
+    judge_parameters = _count(load_config(locate_model(judge_dir).model_dir)) if judge_dir else 0
+    console.print(
+        arithmetic(
+            config,
+            problems=len(problems),
+            parameters=_count(model),
+            judge_parameters=judge_parameters,
+            mesh=dict(mesh.shape),
+        )
+    )
+    _record(config, workdir, problems, policy_dir, judge_dir, [instruction, *_texts(judge)])
+
+    # -- State: restored, or begun from the starting policy.
+    optimizer = make_optimizer(config.optimizer, config.steps, fidelity=config.fidelity)
+    freeze_vision = config.model.freeze_vision
+    abstract = abstract_state(model, optimizer, mesh, freeze_vision=freeze_vision)
+    keep = config.checkpoint
+    checkpoints = Checkpoints(workdir / "checkpoints", keep_last=keep.keep_last, keep_best=keep.keep_best)
+    step = checkpoints.latest_step() or 0
+    if step:
+        state = checkpoints.restore(step, abstract, batches)
+        console.print(f"continues after step {step}, from {workdir}")
+    else:
+        params = load_params(policy_dir, model, mesh, jnp.float32)
+        state = init_state(params, optimizer, abstract, freeze_vision=freeze_vision)
+
+    # -- Programs.
+    dtype = jnp.dtype(config.model.dtype)
+    banned_ids = processor.banned_ids
+    return Run(
+        config=config,
+        workdir=workdir,
+        console=console,
+        started=started,
+        processor=processor,
+        batches=batches,
+        settings=settings,
+        mesh=mesh,
+        engine=Engine(model, None, mesh),
+        judge=judge,
+        state=state,
+        step=step,
+        checkpoints=checkpoints,
+        to_rollout=jax.jit(lambda params: cast_params(params, dtype)),
+        train_step=make_train_step(model, config, mesh, optimizer, banned_ids=banned_ids),
+        add_reference=_make_reference(config, policy_dir, model, mesh, banned_ids),
+    )
+
+
+def _model_directories(config: ConfigDict, workdir: Path) -> tuple[Path, Path | None]:
+    """Where policy and judge are loaded from; random ones are made under `workdir`/random."""
+    random = workdir / "random"
+    policy = prepare_model(config.model.path, config.model.tokenizer, "qwen2_5_vl", random / "policy", config.seed)
+    if not config.judge.path:
+        return policy, None
+    tokenizer = config.judge.tokenizer or config.model.tokenizer
+    return policy, prepare_model(config.judge.path, tokenizer, "qwen2", random / "judge", config.seed + 1)
+
+
+def _load_judge(config: ConfigDict, directory: Path, mesh: Mesh) -> Judge:
+    judge = config.judge
+    return load_judge(
+        directory,
+        mesh,
+        tokenizer="" if judge.path == RANDOM else judge.tokenizer,
+        prompt=judge.prompt,
+        mode=judge.mode,
+        max_prompt_tokens=judge.max_prompt_tokens,
+        max_new_tokens=judge.max_new_tokens,
+        batch_size=judge.batch_size,
+        dtype=jnp.dtype(config.model.dtype),
+        fidelity=config.fidelity,
+    )
+
+
+def _make_reference(
+    config: ConfigDict, policy_dir: Path, model: ModelConfig, mesh: Mesh, banned_ids: tuple[int, ...]
+) -> Callable[[TrainBatch], TrainBatch]:
+    """`Run.add_reference`: the reference is the policy that the run starts from, in the dtype to compute in."""
+    if config.grpo.kl_coefficient == 0:
+        return lambda batch: batch
+    params = load_params(policy_dir, model, mesh, jnp.dtype(config.model.dtype))
+    log_probs = make_log_probs_fn(model, config, mesh, banned_ids=banned_ids)
+
+    def add(batch: TrainBatch) -> TrainBatch:
+        logps = log_probs(params, batch.prompts, batch.responses, batch.mask)
+        return dataclasses.replace(batch, reference_logps=logps)
+
+    return add
+
+
+def _record(
+    config: ConfigDict,
+    workdir: Path,
+    problems: list[Problem],
+    policy_dir: Path,
+    judge_dir: Path | None,
+    texts: list[str],
+) -> None:
+    write_run(
+        workdir,
+        config,
+        data=hash_problems(problems),
+        policy=hash_files(policy_dir),
+        judge=hash_files(judge_dir) if judge_dir else "",
+        prompts=hash_texts(texts),
+    )
+
+
+def _texts(judge: Judge | None) -> list[str]:
+    return [judge.prompt.system, judge.prompt.user] if judge else []
+
+
+def _count(model: ModelConfig) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_params(model)))
+
+
