@@ -46,7 +46,11 @@ def parse_flags(argv: list[str]) -> list[str]:
     """Reads the command line; a field that the config does not have is named."""
     try:
         return app.parse_flags_with_usage(argv)
-    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    except AttributeError as error:
+        field = str(error).strip("\"'")
+        message = f"error: the config has no field {field!r}; perception_r1_jax/config.py lists all fields."
+        raise SystemExit(message) from error
+    except (KeyError, TypeError, ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
 
 

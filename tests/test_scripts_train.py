@@ -1,0 +1,44 @@
+"""What scripts/train.py says when it cannot start: one line, no traceback, a status that is not 0."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    """The script as a user starts it."""
+    command = [sys.executable, "scripts/train.py", *arguments]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.foo=1"], "error: the config has no field 'foo'"),
+        (["--config.steps=many"], "invalid literal for int() with base 10: 'many'"),
+        (["--config.model.path=nowhere"], "error: config.model.path = 'nowhere' does not exist. Give a path that does"),
+        (["--config.grpo.micro_batch_samples=3"], "which does not divide 4. The nearest values that do: 2 and 4."),
+        (["--config.reward.function=nowhere:f"], "nowhere"),
+        (["oops"], "unexpected argument 'oops'"),
+    ],
+)
+def test_a_wrong_command_line(arguments, message, tmp_path):
+    ended = run("--config", "configs/debug.py", "--workdir", str(tmp_path / "run"), *arguments)
+    assert ended.returncode != 0
+    assert message in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_config_is_named(tmp_path):
+    ended = run("--config", "configs/absent.py", "--workdir", str(tmp_path))
+    assert ended.returncode != 0
+    assert "configs/absent.py" in ended.stderr
+    assert "Traceback" not in ended.stderr
