@@ -57,7 +57,10 @@ class Reference:
         """Input and output of every block, recorded during one forward pass: {"decoder": [...], "vision": [...]}."""
         record: dict[str, list] = {"decoder": [], "vision": []}
         hooks = []
-        for name, layers in ("decoder", self.model.model.language_model.layers), ("vision", self.model.model.visual.blocks):
+        for name, layers in (
+            ("decoder", self.model.model.language_model.layers),
+            ("vision", self.model.model.visual.blocks),
+        ):
 
             def keep(_, args, kwargs, output, name=name):
                 entered = args[0] if args else kwargs["hidden_states"]

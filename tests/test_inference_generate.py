@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from perception_r1_jax.grpo.log_probs import response_log_probs
 from perception_r1_jax.inference import Engine, Sampling
 from perception_r1_jax.models import cast_params
-from perception_r1_jax.grpo.log_probs import response_log_probs
 from perception_r1_jax.sharding import make_mesh
 from tests import tiny
 
@@ -106,7 +106,9 @@ def test_nothing_follows_the_stop_token_and_banned_ids_never_come(engine, prompt
     real = np.array([0, 1, 3])
     assert out.stopped[real].any()
     assert not np.isin(out.tokens, SAMPLING.banned_ids).any()
-    for tokens, mask, stopped in zip(out.tokens[real].reshape(9, 8), out.mask[real].reshape(9, 8), out.stopped[real].ravel()):
+    for tokens, mask, stopped in zip(
+        out.tokens[real].reshape(9, 8), out.mask[real].reshape(9, 8), out.stopped[real].ravel()
+    ):
         size = int(mask.sum())
         assert mask[:size].all()
         assert np.isin(tokens[size - 1], stops) == stopped

@@ -61,7 +61,9 @@ def test_log_probs_are_those_before_top_k():
     np.testing.assert_allclose(logps, [[jax.nn.log_softmax(logits[0, 0])[2]]], rtol=1e-6)
 
 
-@pytest.mark.parametrize("wrong", [{"top_p": 0.0}, {"temperature": -1.0}, {"top_k": -1}, {"max_new_tokens": 0}, {"stop_ids": ()}])
+@pytest.mark.parametrize(
+    "wrong", [{"top_p": 0.0}, {"temperature": -1.0}, {"top_k": -1}, {"max_new_tokens": 0}, {"stop_ids": ()}]
+)
 def test_impossible_settings_are_errors(wrong):
     with pytest.raises(ValueError, match="sampling needs"):
         Sampling(**{"max_new_tokens": 1, "stop_ids": (0,), "pad_id": 0, **wrong})

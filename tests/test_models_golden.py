@@ -48,7 +48,9 @@ def test_logits(model, golden):
     @jax.jit
     def all_logits(params, batch):
         mask = row_mask(batch.lengths, parity.LENGTH, jnp.zeros((4, 0), bool))
-        return compute_logits(config, params, forward(config, params, embed_prompts(config, params, batch), batch.positions, mask))
+        return compute_logits(
+            config, params, forward(config, params, embed_prompts(config, params, batch), batch.positions, mask)
+        )
 
     logits = np.asarray(all_logits(params, batch))
     for row, prompt in enumerate(prompts):
@@ -59,7 +61,9 @@ def test_logits(model, golden):
 def test_greedy_tokens(model, golden):
     config, params, mesh, processor = model
     prompts = parity.prompts(processor)
-    sampling = Sampling(NEW_TOKENS, processor.stop_ids, processor.pad_id, temperature=0.0, banned_ids=processor.banned_ids)
+    sampling = Sampling(
+        NEW_TOKENS, processor.stop_ids, processor.pad_id, temperature=0.0, banned_ids=processor.banned_ids
+    )
     out = Engine(config, params, mesh).generate(parity.batch(processor, prompts), 1, sampling, jax.random.key(0))
     for row, prompt in enumerate(prompts):
         ours = out.tokens[row, 0][out.mask[row, 0]]

@@ -202,7 +202,9 @@ def _our_gradients(setup, responses, mask, advantages):
     def loss(params):
         logps, _ = response_log_probs(setup.config, params, batch, jnp.asarray(responses), jnp.asarray(mask), chunk=5)
         rows = logps.reshape(6, 12)
-        return policy_loss(rows, jax.lax.stop_gradient(rows), jnp.asarray(advantages.ravel()), jnp.asarray(mask.reshape(6, 12)))[0]
+        return policy_loss(
+            rows, jax.lax.stop_gradient(rows), jnp.asarray(advantages.ravel()), jnp.asarray(mask.reshape(6, 12))
+        )[0]
 
     return jax.jit(jax.grad(loss))(setup.params)
 

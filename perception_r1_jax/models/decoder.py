@@ -88,9 +88,8 @@ class Decoder(nnx.Module):
     def embed_tokens(self, tokens: Int[AnyArray, "*B"]) -> Float[Array, "*B D"]:
         """Looks embeddings up."""
         found = self.embed.embedding[...][tokens]
-        whole = (None,) * (tokens.ndim - 1)
-        # By way of the table's own layout: one exchange among the devices that share it, there and back in the gradient.
-        return constrain(constrain(found, ("lookup", *whole, "embed")), ("batch", *whole, None))
+        # The table's own layout, so that a gradient that comes by batch finds its way to the table without a gather.
+        return constrain(found, ("lookup",) + (None,) * (tokens.ndim - 1) + ("embed",))
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """float32 logits."""
