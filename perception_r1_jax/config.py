@@ -235,7 +235,9 @@ def arithmetic(
     ]
     ways = mesh["data"] * mesh["fsdp"]
     if (p * s) % ways:
-        text = f"a micro-batch of {p * s} rows does not divide over data x fsdp = {ways}: each device computes all of it"
+        text = (
+            f"a micro-batch of {p * s} rows does not divide over data x fsdp = {ways}: each device computes all of it"
+        )
         lines.append(("note", text))
     return "\n".join(f"  {name:<14} {text}" for name, text in lines)
 

@@ -77,7 +77,14 @@ def test_a_run_leaves_what_the_readme_says(finished):
     metrics = lines(finished / "metrics.jsonl")
     assert [line["step"] for line in metrics] == [1, 2, 3]
     for line in metrics:
-        for name in ("reward/total", "reward/visual", "train/loss", "train/grad_norm", "time/rollout", "rollout/tokens"):
+        for name in (
+            "reward/total",
+            "reward/visual",
+            "train/loss",
+            "train/grad_norm",
+            "time/rollout",
+            "rollout/tokens",
+        ):
             assert math.isfinite(line[name]), name
         assert line["train/rollout_train_logp_diff"] < 1e-4
     for name in ("policy", "judge", "train"):
@@ -109,7 +116,9 @@ def test_an_interrupted_run_continues_bit_for_bit(finished, tmp_path, monkeypatc
     for name in ("metrics.jsonl", "samples.jsonl"):
         ours, theirs = lines(tmp_path / name), lines(finished / name)
         assert [without_clocks(line) for line in ours] == [without_clocks(line) for line in theirs]
-    jax.tree.map(np.testing.assert_array_equal, params_of(tmp_path / "checkpoints/3"), params_of(finished / "checkpoints/3"))
+    jax.tree.map(
+        np.testing.assert_array_equal, params_of(tmp_path / "checkpoints/3"), params_of(finished / "checkpoints/3")
+    )
 
 
 def without_clocks(line):
@@ -117,7 +126,9 @@ def without_clocks(line):
 
 
 def test_training_moves_every_parameter(finished):
-    before = load_params(finished / "random/policy/converted", load_config(finished / "model"), make_mesh(devices=jax.devices()[:1]))
+    before = load_params(
+        finished / "random/policy/converted", load_config(finished / "model"), make_mesh(devices=jax.devices()[:1])
+    )
     moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), before, params_of(finished / "checkpoints/3"))
     assert min(jax.tree.leaves(moved)) > 0
 

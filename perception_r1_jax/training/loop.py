@@ -107,9 +107,7 @@ def judge_rollout(judge: Judge, problems: Sequence[Problem], rollout: Rollout) -
     return [flat[start : start + group] for start in range(0, len(flat), group)]
 
 
-def make_train_batch(
-    prompts: PromptBatch, rollout: Rollout, scores: Scores, advantages: GroupAdvantages
-) -> TrainBatch:
+def make_train_batch(prompts: PromptBatch, rollout: Rollout, scores: Scores, advantages: GroupAdvantages) -> TrainBatch:
     """What the step consumes; a response that is not valid has an empty mask."""
     return TrainBatch(
         prompts=prompts,

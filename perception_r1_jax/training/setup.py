@@ -226,5 +226,3 @@ def _texts(judge: Judge | None) -> list[str]:
 
 def _count(model: ModelConfig) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_params(model)))
-
-

@@ -19,7 +19,13 @@ from perception_r1_jax.sharding import make_mesh
 from perception_r1_jax.weights.load import PARAMS, load_params, locate_model, stored_params
 from perception_r1_jax.weights.names import flatten, parameter_tensors, unflatten
 from perception_r1_jax.weights.safetensors_io import CheckpointError, write_shards
-from perception_r1_jax.weights.side_files import CONFIG_FILE, copy_side_files, publish_preprocessor, published_config, write_json
+from perception_r1_jax.weights.side_files import (
+    CONFIG_FILE,
+    copy_side_files,
+    publish_preprocessor,
+    published_config,
+    write_json,
+)
 
 MAX_SHARD_BYTES = 5 * 10**9
 CHUNK_BYTES = 64 * 2**20
