@@ -7,24 +7,35 @@ schedule to the semantics of the authors' code (arXiv 2506.07218 and its reposit
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from perception_r1_jax.grpo.losses import AGGREGATIONS, KL_ESTIMATORS
+from perception_r1_jax.judge.template import MODES
+from perception_r1_jax.models import REMAT_POLICIES
+from perception_r1_jax.rewards.accuracy import FIDELITIES
+from perception_r1_jax.rewards.failures import POLICIES
+
+PAPER = {"judge.mode": "free", "judge.on_failure": "abort", "grpo.aggregation": "micro_batch_mean"}
+"""What `fidelity="paper"` sets, whatever a config says. The rest of the switch is in the code that reads `fidelity`."""
+
 CHOICES = {
-    "fidelity": ("default", "paper"),
+    "fidelity": FIDELITIES,
     "model.dtype": ("float32", "bfloat16"),
-    "model.remat": ("none", "full", "dots"),
-    "judge.mode": ("constrained", "free"),
-    "judge.on_failure": ("drop_sample", "drop_term_for_group", "zero", "abort"),
-    "grpo.aggregation": ("sequence_mean", "token_mean", "constant", "micro_batch_mean"),
-    "grpo.kl_estimator": ("k1", "k2", "k3"),
+    "model.remat": tuple(REMAT_POLICIES),
+    "judge.mode": MODES,
+    "judge.on_failure": POLICIES,
+    "grpo.aggregation": AGGREGATIONS,
+    "grpo.kl_estimator": KL_ESTIMATORS,
 }
 """Fields that take one of a few words."""
 
 LEAST = {
+    "seed": 0,
     "steps": 1,
     "data.prefetch": 0,
     "model.min_pixels": 1,
@@ -49,115 +60,151 @@ LEAST = {
 }
 """The least value of fields that have one."""
 
-POSITIVE = ("rollout.temperature", "reward.deadline_seconds", "optimizer.learning_rate", "optimizer.max_grad_norm")
-"""Fields that must be above 0: training divides logits by the temperature, so it cannot be greedy."""
+POSITIVE = (
+    "rollout.temperature",  # training divides logits by it, so it cannot be greedy
+    "reward.deadline_seconds",
+    "optimizer.learning_rate",
+    "optimizer.eps",
+    "optimizer.max_grad_norm",
+)
+"""Fields that must be above 0."""
+
+FINITE = (
+    "reward.format_weight",
+    "reward.accuracy_weight",
+    "reward.visual_weight",
+    "reward.repetition_weight",
+    "reward.custom_weight",
+    "reward.repetition_max_penalty",
+)
+"""Fields that may be any number."""
 
 
 def default_config() -> ConfigDict:
     """All fields of a training run, with the method's values where the paper gives one."""
     config = ConfigDict()
-    config.seed = 1  # every random key derives from it: shuffling, sampling, drawn pictures
-    config.fidelity = "default"  # "paper": exactly as the authors' code does it, defects included
+    config.seed = 1  # every random key derives from it: shuffling, sampling, random models
+    config.fidelity = "default"  # "paper": exactly as the authors' code does it, defects included (docs/design.md)
     config.steps = 275  # optimizer steps, one per batch of rollouts
-    # Appended to every problem, after a space. Where it is the name of a .txt file, the content of the file.
+    # Appended to every problem, after a space: the text, or a file with it (.txt, or .json under this field's name).
     config.format_instruction = (
         "Think first, step by step, inside <think> </think> tags: say what you see in the picture, then reason from "
         "it. Then give the result inside <answer> </answer> tags, with the final answer in \\boxed{}."
     )
 
-    config.data = ConfigDict()
-    config.data.path = "drawn"  # a geometry3k folder, a .parquet file, or "drawn" for drawn pictures
-    config.data.split = "train"
-    config.data.shuffle = True  # anew each epoch, by seed
+    config.data = ConfigDict()  # the problems
+    # A folder with {split}.jsonl (Geometry3K) or {split}*.parquet, one parquet file, or "drawn" for drawn pictures.
+    config.data.path = "drawn"
+    config.data.split = "train"  # which files of a folder, or which of the drawn pictures; a single file is one split
+    config.data.shuffle = True  # a new order each epoch, by seed
     config.data.prefetch = 1  # batches prepared ahead of the step, pictures decoded; 0: each when it is needed
 
-    config.model = ConfigDict()
+    config.model = ConfigDict()  # the policy
     config.model.path = ""  # a Hugging Face folder, a converted checkpoint, or "random" for a small random model
     config.model.tokenizer = ""  # folder of the tokenizer, where it is not the model's own
-    config.model.min_pixels = 3136  # smaller pictures are enlarged
-    config.model.max_pixels = 1_806_336  # larger pictures are reduced
-    config.model.dtype = "bfloat16"  # of computing; master weights are float32
+    config.model.min_pixels = 3136  # pixels of a picture; smaller ones are enlarged
+    config.model.max_pixels = 1_806_336  # pixels of a picture; larger ones are reduced
+    config.model.dtype = "bfloat16"  # of computing, the judge's too; master weights are float32
     config.model.remat = "full"  # what a layer keeps for the backward pass: none (all), dots, full (nothing)
-    config.model.freeze_vision = False  # train the decoder only
+    config.model.freeze_vision = False  # True trains the decoder only
 
-    config.judge = ConfigDict()
+    config.judge = ConfigDict()  # the model behind the visual reward
     config.judge.path = ""  # as model.path, a Qwen2.5 text model; "" runs without a judge (no visual reward)
-    config.judge.tokenizer = ""  # folder of the tokenizer, where it is not the model's own
-    config.judge.prompt = ""  # file of another wording; "" is the package's own
+    config.judge.tokenizer = ""  # folder of the tokenizer, where it is not the judge's own
+    config.judge.prompt = ""  # JSON file of another wording (docs/judge.md); "" is the package's own
     config.judge.mode = "constrained"  # read only the digits of the known answer form; "free": generate, then parse
-    config.judge.max_prompt_tokens = 8192  # instruction, annotations and response; a longer request is a failure
-    config.judge.max_new_tokens = 512
-    config.judge.batch_size = 64  # requests judged at once
-    config.judge.on_failure = "drop_sample"  # or drop_term_for_group, zero, abort
+    config.judge.max_prompt_tokens = 8192  # tokens: instruction, annotations and response; a longer request fails
+    config.judge.max_new_tokens = 512  # tokens of an answer
+    config.judge.batch_size = 64  # requests judged at once, over all devices
+    config.judge.on_failure = "drop_sample"  # or drop_term_for_group, zero, abort (docs/judge.md)
 
-    config.rollout = ConfigDict()
-    config.rollout.prompts_per_step = 128  # N
-    config.rollout.samples_per_prompt = 8  # G, the size of a group
-    config.rollout.temperature = 1.0
-    config.rollout.top_p = 1.0
-    config.rollout.top_k = 0  # 0: off
+    config.rollout = ConfigDict()  # how responses are drawn
+    config.rollout.prompts_per_step = 128  # N, prompts in a batch
+    config.rollout.samples_per_prompt = 8  # G, responses to each: the size of a group
+    config.rollout.temperature = 1.0  # divides the logits, in training too
+    config.rollout.top_p = 1.0  # draw from the likeliest tokens that have this probability together; 1: from all
+    config.rollout.top_k = 0  # draw from so many of the likeliest tokens; 0: from all
     config.rollout.prompt_buckets = (512, 1024, 2048, 4096)  # tokens; a longer prompt is dropped and named
     config.rollout.window_buckets = (0, 16, 32, 64, 96, 192)  # 112-pixel windows; more are dropped and named
     config.rollout.response_buckets = (512, 1024, 2048, 4096)  # tokens; the last one is the limit of a response
 
-    config.reward = ConfigDict()
-    config.reward.format_weight = 0.1
-    config.reward.accuracy_weight = 0.9
-    config.reward.visual_weight = 0.7
-    config.reward.repetition_weight = 1.0  # the penalty is negative itself
-    config.reward.custom_weight = 1.0
-    config.reward.ngram_size = 20  # words
-    config.reward.repetition_max_penalty = -2.0
-    config.reward.function = ""  # a reward of your own, "package.module:function" of (row, response)
+    config.reward = ConfigDict()  # the terms of the reward and their weights in its sum
+    config.reward.format_weight = 0.1  # times 0 or 1
+    config.reward.accuracy_weight = 0.9  # times 0 or 1
+    config.reward.visual_weight = 0.7  # times a share between 0 and 1
+    config.reward.repetition_weight = 1.0  # times the penalty, which is negative itself
+    config.reward.custom_weight = 1.0  # times what `function` returns
+    config.reward.ngram_size = 20  # words that make a repetition
+    config.reward.repetition_max_penalty = -2.0  # what a response of one repeated n-gram approaches
+    config.reward.function = ""  # a reward of your own, "package.module:function" of (row, response); "" is none
     config.reward.workers = 2  # processes that check answers
-    config.reward.deadline_seconds = 5.0  # for one answer
+    config.reward.deadline_seconds = 5.0  # seconds that checking one answer may take
 
-    config.grpo = ConfigDict()
-    config.grpo.clip_low = 0.2
-    config.grpo.clip_high = 0.3
-    config.grpo.dual_clip = 3.0
-    config.grpo.aggregation = "sequence_mean"  # paper; "token_mean" weighs all tokens of the batch alike
-    config.grpo.kl_coefficient = 0.0  # > 0 keeps the starting policy as reference
-    config.grpo.kl_estimator = "k3"
+    config.grpo = ConfigDict()  # the loss and how a batch is cut for it
+    config.grpo.clip_low = 0.2  # the ratio of new to old probability is clipped at 1 - clip_low
+    config.grpo.clip_high = 0.3  # and at 1 + clip_high
+    config.grpo.dual_clip = 3.0  # a token's loss is at most so many times its advantage, where that is negative
+    config.grpo.aggregation = "sequence_mean"  # paper; or token_mean (all tokens alike), constant, micro_batch_mean
+    config.grpo.kl_coefficient = 0.0  # weight of the KL term; above 0 keeps the starting policy as reference
+    config.grpo.kl_estimator = "k3"  # of that term: k1, k2 or k3 (grpo/losses.py)
     config.grpo.micro_batch_prompts = 8  # prompts of a micro-batch, over all devices
-    config.grpo.micro_batch_samples = 8  # samples of each of them
+    config.grpo.micro_batch_samples = 8  # responses to each of them
     config.grpo.log_prob_chunk = 256  # positions of each row whose logits exist at a time
 
-    config.optimizer = ConfigDict()
+    config.optimizer = ConfigDict()  # AdamW
     config.optimizer.learning_rate = 1e-6  # constant after warm-up
-    config.optimizer.warmup_fraction = 0.05  # of all steps
-    config.optimizer.b1 = 0.9
-    config.optimizer.b2 = 0.999
-    config.optimizer.eps = 1e-8
-    config.optimizer.weight_decay = 1e-3
-    config.optimizer.max_grad_norm = 1.0
+    config.optimizer.warmup_fraction = 0.05  # share of all steps over which the rate rises to its value
+    config.optimizer.b1 = 0.9  # decay of the mean of gradients
+    config.optimizer.b2 = 0.999  # decay of the mean of their squares
+    config.optimizer.eps = 1e-8  # added to the root of the latter
+    config.optimizer.weight_decay = 1e-3  # times the learning rate: the share that a matrix loses in a step
+    config.optimizer.max_grad_norm = 1.0  # a gradient with a larger norm over all parameters is scaled down to it
 
     config.mesh = ConfigDict()  # sizes multiply to the number of devices; -1 is "all that is left"
-    config.mesh.data = 1
-    config.mesh.fsdp = -1
-    config.mesh.tensor = 1
+    config.mesh.data = 1  # ways that split the batch, each with a copy of the parameters
+    config.mesh.fsdp = -1  # ways that split the batch and the parameters
+    config.mesh.tensor = 1  # ways that split heads, MLP and vocabulary
 
-    config.checkpoint = ConfigDict()
-    config.checkpoint.every = 10  # steps; the last step is always saved
-    config.checkpoint.keep_last = 2
-    config.checkpoint.keep_best = 1  # by mean reward
+    config.checkpoint = ConfigDict()  # what is kept on disk
+    config.checkpoint.every = 10  # steps between two checkpoints; the last step is always saved
+    config.checkpoint.keep_last = 2  # the latest so many
+    config.checkpoint.keep_best = 1  # and so many with the highest mean reward
     return config.lock()
+
+
+def resolve(config: ConfigDict) -> ConfigDict:
+    """The config as it runs: a copy, with what `fidelity="paper"` sets, and checked.
+
+    Raises:
+        ValueError, FileNotFoundError: as `validate`.
+    """
+    config = config.copy_and_resolve_references()
+    if config.fidelity == "paper":
+        config.update_from_flattened_dict(PAPER)
+    validate(config)
+    return config
 
 
 def validate(config: ConfigDict) -> None:
     """Checks a config before any device work.
 
     Raises:
-        ValueError: a field with an impossible value, or batch sizes that do not divide; it says what to set.
+        ValueError: a field with an impossible value, batch sizes that do not divide, or an instruction file
+            without the instruction; it says what to set.
         FileNotFoundError: a path that is not given or does not exist.
     """
     for field, choices in CHOICES.items():
         _require(config, field, _get(config, field) in choices, f"choose one of {', '.join(choices)}")
     for field, least in LEAST.items():
-        _require(config, field, _get(config, field) >= least, f"it must be at least {least}")
+        _require(config, field, least <= _get(config, field) < math.inf, f"it must be a number of at least {least}")
     for field in POSITIVE:
         _require(config, field, 0 < _get(config, field) < math.inf, "it must be a number above 0")
+    for field in FINITE:
+        _require(config, field, math.isfinite(_get(config, field)), "it must be a finite number")
+    for field in ("optimizer.b1", "optimizer.b2"):
+        _require(config, field, 0 <= _get(config, field) < 1, "it must be at least 0 and below 1")
     _require(config, "rollout.top_p", 0 < config.rollout.top_p <= 1, "it must be above 0 and at most 1")
+    _require(config, "optimizer.warmup_fraction", config.optimizer.warmup_fraction <= 1, "it must be at most 1")
     highest = config.model.max_pixels
     _require(config, "model.min_pixels", config.model.min_pixels <= highest, f"it is above model.max_pixels, {highest}")
     for field, least in {"prompt_buckets": 1, "window_buckets": 0, "response_buckets": 1}.items():
@@ -165,6 +212,7 @@ def validate(config: ConfigDict) -> None:
     check_divides("micro_batch_prompts", config.grpo.micro_batch_prompts, config.rollout.prompts_per_step)
     check_divides("micro_batch_samples", config.grpo.micro_batch_samples, config.rollout.samples_per_prompt)
     _check_paths(config)
+    load_instruction(config)
 
 
 def check_divides(name: str, size: int, total: int) -> None:
@@ -233,20 +281,53 @@ def arithmetic(
         ("parameters", f"policy {parameters:,}, judge {judge_parameters:,}"),
         ("mesh", " x ".join(f"{name} {size}" for name, size in mesh.items())),
     ]
-    ways = mesh["data"] * mesh["fsdp"]
-    if (p * s) % ways:
-        text = (
-            f"a micro-batch of {p * s} rows does not divide over data x fsdp = {ways}: each device computes all of it"
-        )
-        lines.append(("note", text))
+    if config.fidelity == "paper":
+        lines.insert(0, ("fidelity", "paper: " + ", ".join(f"{field} = {value}" for field, value in PAPER.items())))
+    lines += (("note", text) for text in _undivided(config, mesh, judge=judge_parameters > 0))
     return "\n".join(f"  {name:<14} {text}" for name, text in lines)
 
 
+def _undivided(config: ConfigDict, mesh: Mapping[str, int], *, judge: bool) -> list[str]:
+    """What every device computes whole, since it does not divide among the devices that share a batch."""
+    ways = mesh["data"] * mesh["fsdp"]
+    p, s = config.grpo.micro_batch_prompts, config.grpo.micro_batch_samples
+    shared = [
+        ("rollout.prompts_per_step", config.rollout.prompts_per_step, "rollouts"),
+        ("grpo.micro_batch_prompts", p, "pictures of a micro-batch"),
+        ("grpo.micro_batch_prompts x micro_batch_samples", p * s, "rows of a micro-batch"),
+        *([("judge.batch_size", config.judge.batch_size, "judgements")] if judge else []),
+    ]
+    return [
+        f"{name} = {size} does not divide among the {ways} devices of data x fsdp: each computes all {what}"
+        for name, size, what in shared
+        if size % ways
+    ]
+
+
 def load_instruction(config: ConfigDict) -> str:
-    """The format instruction itself, read from its file where the config names one."""
+    """The format instruction itself, read from its file where the config names one.
+
+    Raises:
+        ValueError: a JSON file that does not hold it as a text under the key "format_instruction".
+    """
     text = config.format_instruction
-    return Path(text).read_text(encoding="utf-8").strip() if _is_file_name(text) else text
+    if not _is_file_name(text):
+        return text
+    content = Path(text).read_text(encoding="utf-8")
+    return _instruction_of_json(text, content) if text.endswith(".json") else content.strip()
+
+
+def _instruction_of_json(path: str, content: str) -> str:
+    try:
+        text = json.loads(content)["format_instruction"]
+    except (ValueError, LookupError, TypeError):
+        text = None
+    if not isinstance(text, str):
+        raise ValueError(
+            f"config.format_instruction = {path!r}: it must be a JSON object with a text under 'format_instruction'."
+        )
+    return text
 
 
 def _is_file_name(instruction: str) -> bool:
-    return instruction.endswith(".txt")
+    return instruction.endswith((".txt", ".json"))

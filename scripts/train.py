@@ -7,6 +7,7 @@ A run that was stopped goes on from its latest checkpoint when the same command 
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -24,30 +25,25 @@ def main(argv: list[str]) -> None:
     """Trains; a problem with config, data or models ends the program with one line that says what to do."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; set fields as --config.a.b=VALUE")
-    from perception_r1_jax.data import DataError
-    from perception_r1_jax.rewards.failures import RewardFailed
+    from perception_r1_jax.errors import UserError
     from perception_r1_jax.training.loop import train
     from perception_r1_jax.training.setup import prepare
 
     logging.set_verbosity(logging.WARNING)  # orbax tells each file that it writes
     try:
-        run = prepare(CONFIG.value, Path(WORKDIR.value))
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
-    try:
-        train(run)
-    except (DataError, RewardFailed) as error:
+        train(prepare(CONFIG.value, Path(WORKDIR.value)))
+    except (UserError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
     except KeyboardInterrupt:
-        raise SystemExit("stopped; the same command continues from the latest checkpoint.") from None
+        raise SystemExit("stopped at once; the same command goes on from the latest checkpoint.") from None
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """Reads the command line; a field that the config does not have is named."""
+    """Reads the command line and the config file; a field that the config does not have is named."""
     try:
         return app.parse_flags_with_usage(argv)
     except AttributeError as error:
-        field = str(error).strip("\"'")
+        field = re.search(r"\w+", str(error).removeprefix("Key "))[0]  # what follows is the whole config
         message = f"error: the config has no field {field!r}; perception_r1_jax/config.py lists all fields."
         raise SystemExit(message) from error
     except (KeyError, TypeError, ValueError, OSError) as error:

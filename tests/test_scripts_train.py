@@ -42,3 +42,16 @@ def test_a_missing_config_is_named(tmp_path):
     assert ended.returncode != 0
     assert "configs/absent.py" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_an_unknown_field_in_a_config_file_is_named(tmp_path):
+    config = tmp_path / "mine.py"
+    config.write_text(
+        "from perception_r1_jax.config import default_config\n\n\n"
+        "def get_config():\n    config = default_config()\n    config.stepz = 3\n    return config\n"
+    )
+    ended = run("--config", str(config), "--workdir", str(tmp_path / "run"))
+    assert ended.returncode != 0
+    assert ended.stderr.strip().endswith(
+        "the config has no field 'stepz'; perception_r1_jax/config.py lists all fields."
+    )

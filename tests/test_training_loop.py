@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +15,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import debug
+from perception_r1_jax.errors import UserError
 from perception_r1_jax.models import load_config
 from perception_r1_jax.sharding import make_mesh
 from perception_r1_jax.training import loop, setup
@@ -100,25 +104,35 @@ def test_a_run_leaves_what_the_readme_says(finished):
     assert len(run["hashes"]["policy"]) == 64
 
 
-def test_an_interrupted_run_continues_bit_for_bit(finished, tmp_path, monkeypatch):
-    def interrupted(path, step, *args):
+@pytest.mark.parametrize("how", ["signal", "crash"])
+def test_a_stopped_run_continues_bit_for_bit(how, finished, tmp_path, monkeypatch):
+    def stopping(path, step, *args):
         append(path, step, *args)
-        if step == 2:
-            raise KeyboardInterrupt
+        if step == 2 and how == "signal":
+            os.kill(os.getpid(), signal.SIGTERM)
+        elif step == 2:
+            raise RuntimeError("the machine is gone")
 
     append = loop.append_samples
-    monkeypatch.setattr(loop, "append_samples", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        train(small_config(), tmp_path)
+    monkeypatch.setattr(loop, "append_samples", stopping)
+    every = {"checkpoint.every": 3} if how == "signal" else {}
+    if how == "signal":
+        assert train(small_config(**every), tmp_path) is None
+        assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
+    else:
+        with pytest.raises(RuntimeError, match="the machine is gone"):
+            train(small_config(), tmp_path)
     assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == [1, 2]
     monkeypatch.setattr(loop, "append_samples", append)
-    train(small_config(), tmp_path)
+    assert (
+        train(small_config(**every), tmp_path)["rewards"]
+        == json.loads((finished / "result.json").read_text())["rewards"]
+    )
     for name in ("metrics.jsonl", "samples.jsonl"):
         ours, theirs = lines(tmp_path / name), lines(finished / name)
         assert [without_clocks(line) for line in ours] == [without_clocks(line) for line in theirs]
-    jax.tree.map(
-        np.testing.assert_array_equal, params_of(tmp_path / "checkpoints/3"), params_of(finished / "checkpoints/3")
-    )
+    trained = (params_of(run / "checkpoints/3") for run in (tmp_path, finished))
+    jax.tree.map(np.testing.assert_array_equal, *trained)
 
 
 def without_clocks(line):
@@ -150,6 +164,37 @@ def test_the_export_has_the_logits_of_the_trained_policy(finished, tmp_path):
         with torch.no_grad():
             expected = reference.logits(prompt).numpy()
         assert parity.relative_error(logits[row, : len(prompt.tokens)], expected) < 1e-4
+
+
+def test_a_finished_run_says_so_and_keeps_its_result(finished, capsys):
+    before = json.loads((finished / "result.json").read_text())
+    after = train(small_config(), finished)
+    assert after["rewards"] == before["rewards"]
+    assert after["seconds"] >= before["seconds"] - 60
+    assert "has its 3 steps already" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"seed": 5}, "config.seed was 1 and is 5"),
+        ({"rollout.samples_per_prompt": 4}, "config.rollout.samples_per_prompt was 2 and is 4"),
+        ({"data.split": "val"}, "hashes.data was"),
+    ],
+)
+def test_another_run_does_not_continue_here(finished, fields, message):
+    record = (finished / "run.json").read_text()
+    with pytest.raises(UserError, match=message):
+        train(small_config(**fields), finished)
+    assert (finished / "run.json").read_text() == record
+
+
+def test_what_may_change_is_told(finished, tmp_path, capsys):
+    shutil.copytree(finished, tmp_path / "run")
+    train(small_config(**{"steps": 4, "optimizer.learning_rate": 2e-4}), tmp_path / "run")
+    printed = capsys.readouterr().out
+    assert "changed: config.optimizer.learning_rate was 0.0001 and is 0.0002" in printed
+    assert [line["step"] for line in lines(tmp_path / "run/metrics.jsonl")] == [1, 2, 3, 4]
 
 
 def test_options_of_a_run(tmp_path):

@@ -15,9 +15,10 @@ from perception_r1_jax.training.run_record import (
     hash_files,
     hash_problems,
     hash_texts,
+    make_record,
     peak_rss_bytes,
+    write_record,
     write_result,
-    write_run,
 )
 
 PROBLEM = Problem("1", "How long?", (b"picture",), "5", ("AB is 3",))
@@ -26,7 +27,7 @@ PROBLEM = Problem("1", "How long?", (b"picture",), "5", ("AB is 3",))
 def test_a_run_is_recorded(tmp_path):
     config = default_config()
     config.rollout.prompt_buckets = (64, 128)
-    write_run(tmp_path, config, data="d", policy="p")
+    write_record(tmp_path, make_record(config, data="d", policy="p"))
     record = json.loads((tmp_path / "run.json").read_text())
     assert record["config"]["rollout"]["prompt_buckets"] == [64, 128]
     assert record["config"]["format_instruction"] == config.format_instruction

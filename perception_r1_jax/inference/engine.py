@@ -1,4 +1,4 @@
-"""The engine: `generate` compiled per bucket on a mesh. Rollouts, judge, evaluation and scripts all use it."""
+"""The engine: `generate` compiled per bucket on a mesh. Rollouts, the judge and scripts/generate.py use it."""
 
 from __future__ import annotations
 

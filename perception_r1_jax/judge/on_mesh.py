@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from perception_r1_jax.inference import Engine, Generated, Sampling
 from perception_r1_jax.judge.prompts import JudgePrompt, JudgeRequest, load_prompt
-from perception_r1_jax.judge.template import answer_template, answer_text
+from perception_r1_jax.judge.template import MODES, answer_template, answer_text
 from perception_r1_jax.judge.verdicts import NONE, OK, Judgement, parse_verdicts, parse_verdicts_paper
 from perception_r1_jax.models import load_config
 from perception_r1_jax.processing import Processor, PromptTooLong, batch_prompts
@@ -28,7 +28,6 @@ from perception_r1_jax.records import Prompt
 from perception_r1_jax.sharding import make_mesh
 from perception_r1_jax.weights import load_params, locate_model
 
-MODES = ("constrained", "free")
 TOO_LONG, TOO_MANY, NOT_FINITE = "too_long", "too_many", "not_finite"
 
 _SMALLEST_BUCKET = 64
@@ -66,10 +65,13 @@ class Judge:
         """Args as in `config.judge`; with fidelity "paper" texts are pasted in raw and answers read as the authors do.
 
         Raises:
-            ValueError: an unknown mode, or (constrained) a tokenizer without a single token for a verdict's digit.
+            ValueError: an unknown mode, fidelity "paper" in another mode than "free", or (constrained) a tokenizer
+                without a single token for a verdict's digit.
         """
         if mode not in MODES:
             raise ValueError(f"config.judge.mode is {mode!r}; choose one of {', '.join(MODES)}.")
+        if fidelity == "paper" and mode != "free":
+            raise ValueError(f"the judge's mode is {mode!r}; with fidelity 'paper' it must be 'free'.")
         self.prompt = prompt
         self._engine = engine
         self._processor = dataclasses.replace(processor, max_prompt_tokens=max_prompt_tokens)
@@ -111,7 +113,7 @@ class Judge:
         except PromptTooLong:
             return Judgement(None, count, 0, TOO_LONG)
         answer = len(self._processor.tokenizer.encode(answer_text([0] * count), add_special_tokens=False)) + 1
-        if answer > self._max_new_tokens and (self._constrained or not self._paper):
+        if answer > self._max_new_tokens and not self._paper:
             return Judgement(None, count, 0, TOO_MANY)
         response_bucket = bucket_size(answer, self._max_new_tokens) if self._constrained else self._max_new_tokens
         return _Ask(index, count, prompt, (bucket_size(len(prompt.tokens), self._max_prompt_tokens), response_bucket))

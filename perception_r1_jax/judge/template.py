@@ -7,6 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+MODES = ("constrained", "free")
+"""How an answer comes about: from the template, or written by the model as it likes."""
+
 
 class AnswerTemplate(NamedTuple):
     """tokens: int32 [T], -1 at each digit; choice_ids: the tokens "0" and "1" as they stand there."""

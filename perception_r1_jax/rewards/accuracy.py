@@ -22,6 +22,7 @@ from pathlib import Path
 
 from perception_r1_jax.rewards.grading import TIMED_OUT, WORKER_DIED, Accuracy
 
+FIDELITIES = ("default", "paper")
 DEADLINE_SECONDS = 5.0
 BOOT_SECONDS = 120.0
 BOOT_ATTEMPTS = 3
@@ -61,8 +62,8 @@ class AccuracyPool:
         """
         if workers < 1 or not deadline_seconds > 0:
             raise ValueError(f"{workers} workers with {deadline_seconds} seconds an item: both must be positive")
-        if fidelity not in ("default", "paper"):
-            raise ValueError(f"fidelity is {fidelity!r}; use 'default' or 'paper'")
+        if fidelity not in FIDELITIES:
+            raise ValueError(f"fidelity is {fidelity!r}; use one of {', '.join(FIDELITIES)}")
         self._deadline, self._fidelity, self._lock = deadline_seconds, fidelity, threading.Lock()
         self._workers: list[_Worker] = []
         self._failed_boots = 0  # in a row

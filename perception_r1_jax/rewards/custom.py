@@ -24,7 +24,8 @@ def load_reward(path: str) -> RewardFunction:
         function = getattr(importlib.import_module(module_name), name)
     except Exception as error:
         raise ValueError(
-            f"config.reward.function {path!r} cannot be imported: {type(error).__name__}: {error}"
+            f"config.reward.function {path!r} cannot be imported: {type(error).__name__}: {error}. The module must be "
+            "installed, or its folder in the environment variable PYTHONPATH."
         ) from error
     if not callable(function):
         raise ValueError(f"config.reward.function {path!r} is a {type(function).__name__}, not a function")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,14 +19,13 @@ from perception_r1_jax.records import GroupAdvantages, Problem, PromptBatch, Rol
 from perception_r1_jax.rewards.accuracy import AccuracyPool
 from perception_r1_jax.rewards.score import score_responses
 from perception_r1_jax.sharding import put_batch
-from perception_r1_jax.training.metrics import MetricsWriter, fence, format_line, read_last
+from perception_r1_jax.training.metrics import MetricsWriter, fence, format_line, read_lines
 from perception_r1_jax.training.progress import progress_bar
 from perception_r1_jax.training.run_record import peak_rss_bytes, write_result
 from perception_r1_jax.training.samples import append_samples
 from perception_r1_jax.training.setup import Run
+from perception_r1_jax.training.stopping import StopRequest
 from perception_r1_jax.training.timing import Clock
-
-logger = logging.getLogger(__name__)
 
 LINE = (
     "reward/total",
@@ -46,13 +43,20 @@ LINE = (
 """The metrics of the one line that a step prints; metrics.jsonl has all."""
 
 
-def train(run: Run) -> dict[str, Any]:
-    """Runs the steps of GRPO that are left and returns the content of `result.json`.
+def train(run: Run) -> dict[str, Any] | None:
+    """Runs the steps of GRPO that are left.
+
+    Returns:
+        The content of `result.json`; None where a SIGINT or SIGTERM stopped the run, which is then saved.
 
     Raises:
         DataError: no batch can be filled, since the problems of a whole epoch were dropped.
         RewardFailed: a judgement failed and `config.judge.on_failure` is "abort".
     """
+    if run.step >= run.config.steps:
+        run.console.print(f"{run.workdir} has its {run.step} steps already: set config.steps higher to go on.")
+        run.checkpoints.close()
+        return _write_result(run)
     config, workdir, console, reward = run.config, run.workdir, run.console, run.config.reward
     key = jax.random.key(config.seed)
     samples = workdir / "samples.jsonl"
@@ -62,6 +66,7 @@ def train(run: Run) -> dict[str, Any]:
         AccuracyPool(reward.workers, reward.deadline_seconds, config.fidelity) as pool,
         MetricsWriter(workdir, first_step=run.step + 1) as writer,
         progress_bar(run.step, config.steps, console) as advance,
+        StopRequest(console) as stop,
     ):
         for step in range(run.step + 1, config.steps + 1):
             clock = Clock()
@@ -88,13 +93,21 @@ def train(run: Run) -> dict[str, Any]:
             append_samples(samples, step, problems, rollout, scores, advantages)
             console.print(format_line(step, config.steps, metrics, LINE))
             advance(rewards)
-            if step % config.checkpoint.every == 0 or step == config.steps:
+            if step % config.checkpoint.every == 0 or step == config.steps or stop.received:
                 run.checkpoints.save(step, run.state, run.batches, metric=rewards["reward/total"])
-    for message in run.batches.dropped.values():
-        logger.warning("dropped: %s", message)
-    last = read_last(workdir / "metrics.jsonl")
-    rewards = {name: value for name, value in last.items() if name.startswith("reward/")}
-    return write_result(workdir, rewards=rewards, seconds=time.monotonic() - run.started)
+            if stop.received:
+                run.checkpoints.wait()
+                console.print(f"stopped after step {step}, which is saved; the same command goes on from there.")
+                return None
+    return _write_result(run)
+
+
+def _write_result(run: Run) -> dict[str, Any]:
+    """From the metrics of all steps, those before a stop included."""
+    lines = read_lines(run.workdir / "metrics.jsonl")
+    rewards = {name: value for name, value in lines[-1].items() if name.startswith("reward/")}
+    seconds = run.setup_seconds + sum(line["time/step"] for line in lines)
+    return write_result(run.workdir, rewards=rewards, seconds=seconds)
 
 
 def judge_rollout(judge: Judge, problems: Sequence[Problem], rollout: Rollout) -> list[list[Judgement]]:

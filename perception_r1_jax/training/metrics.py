@@ -73,9 +73,9 @@ def fence(path: str | Path, first_step: int) -> None:
     os.replace(temporary, path)
 
 
-def read_last(path: str | Path) -> dict[str, Any]:
-    """The last line of a JSON-lines file that `fence` or `MetricsWriter` left."""
-    return json.loads(Path(path).read_text(encoding="utf-8").rstrip("\n").rpartition("\n")[2])
+def read_lines(path: str | Path) -> list[dict[str, Any]]:
+    """The lines of a JSON-lines file that `MetricsWriter` wrote."""
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").split("\n")[:-1]]
 
 
 def format_line(step: int, steps: int, metrics: Mapping[str, float], names: Sequence[str]) -> str:

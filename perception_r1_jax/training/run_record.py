@@ -8,7 +8,7 @@ import math
 import resource
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,9 @@ EDGE_BYTES = 1 << 16
 PAIRS = ("accuracy", "perception", "probe")
 
 
-def write_run(workdir: Path, config: ConfigDict, **hashes: str) -> None:
-    """Writes `run.json`: config, command, commit, versions, devices, and hashes of what went in."""
-    content = {
+def make_record(config: ConfigDict, **hashes: str) -> dict[str, Any]:
+    """The content of `run.json`: config, command, commit, versions, devices, and hashes of what went in."""
+    return {
         "config": json.loads(config.to_json_best_effort()),
         "command": sys.argv,
         "commit": _commit(),
@@ -33,7 +33,11 @@ def write_run(workdir: Path, config: ConfigDict, **hashes: str) -> None:
         "devices": [str(device) for device in jax.devices()],
         "hashes": hashes,
     }
-    (workdir / "run.json").write_text(json.dumps(content, indent=2) + "\n")
+
+
+def write_record(workdir: Path, record: Mapping[str, Any]) -> None:
+    """Writes `run.json`."""
+    (workdir / "run.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
 def write_result(workdir: Path, *, rewards: dict[str, float | None], seconds: float) -> dict[str, Any]:

@@ -22,13 +22,14 @@ from perception_r1_jax.inference import Engine
 from perception_r1_jax.judge.on_mesh import Judge, load_judge
 from perception_r1_jax.models import ModelConfig, Params, abstract_params, cast_params, load_config
 from perception_r1_jax.processing import Processor
-from perception_r1_jax.records import Problem, TrainBatch
+from perception_r1_jax.records import TrainBatch
 from perception_r1_jax.rewards.score import RewardSettings
 from perception_r1_jax.sharding import make_mesh
 from perception_r1_jax.training.checkpoints import Checkpoints
+from perception_r1_jax.training.continuing import changes_since
 from perception_r1_jax.training.models import RANDOM, keep_side_files, prepare_model
 from perception_r1_jax.training.optimizer import make_optimizer
-from perception_r1_jax.training.run_record import hash_files, hash_problems, hash_texts, write_run
+from perception_r1_jax.training.run_record import hash_files, hash_problems, hash_texts, make_record, write_record
 from perception_r1_jax.training.state import TrainState, abstract_state, init_state
 from perception_r1_jax.weights import load_params, locate_model
 
@@ -38,7 +39,8 @@ class Run:
     """A run about to start or to continue.
 
     Attributes:
-        config, workdir, console, started: what the run was asked for, where it writes, and when it began.
+        config, workdir, console: what the run was asked for, and where it writes.
+        setup_seconds: what preparing took.
         processor: of the policy.
         batches: the data, at the position where the run goes on.
         settings: how responses are scored.
@@ -56,7 +58,7 @@ class Run:
     config: ConfigDict
     workdir: Path
     console: Console
-    started: float
+    setup_seconds: float
     processor: Processor
     batches: PromptBatches
     settings: RewardSettings
@@ -121,7 +123,13 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
             mesh=dict(mesh.shape),
         )
     )
-    _record(config, workdir, problems, policy_dir, judge_dir, [instruction, *_texts(judge)])
+    record = make_record(
+        config,
+        data=hash_problems(problems),
+        policy=hash_files(policy_dir),
+        judge=hash_files(judge_dir) if judge_dir else "",
+        prompts=hash_texts([instruction, judge.prompt.system, judge.prompt.user] if judge else [instruction]),
+    )
 
     # -- State: restored, or begun from the starting policy.
     optimizer = make_optimizer(config.optimizer, config.steps, fidelity=config.fidelity)
@@ -131,11 +139,15 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
     checkpoints = Checkpoints(workdir / "checkpoints", keep_last=keep.keep_last, keep_best=keep.keep_best)
     step = checkpoints.latest_step() or 0
     if step:
+        changed = changes_since(workdir, record)
         state = checkpoints.restore(step, abstract, batches)
         console.print(f"continues after step {step}, from {workdir}")
+        for name, (then, now) in changed.items():
+            console.print(f"  changed: {name} was {then!r} and is {now!r}")
     else:
         params = load_params(policy_dir, model, mesh, jnp.float32)
         state = init_state(params, optimizer, abstract, freeze_vision=freeze_vision)
+    write_record(workdir, record)
 
     # -- Programs.
     dtype = jnp.dtype(config.model.dtype)
@@ -144,7 +156,7 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
         config=config,
         workdir=workdir,
         console=console,
-        started=started,
+        setup_seconds=time.monotonic() - started,
         processor=processor,
         batches=batches,
         settings=settings,
@@ -200,28 +212,6 @@ def _make_reference(
         return dataclasses.replace(batch, reference_logps=logps)
 
     return add
-
-
-def _record(
-    config: ConfigDict,
-    workdir: Path,
-    problems: list[Problem],
-    policy_dir: Path,
-    judge_dir: Path | None,
-    texts: list[str],
-) -> None:
-    write_run(
-        workdir,
-        config,
-        data=hash_problems(problems),
-        policy=hash_files(policy_dir),
-        judge=hash_files(judge_dir) if judge_dir else "",
-        prompts=hash_texts(texts),
-    )
-
-
-def _texts(judge: Judge | None) -> list[str]:
-    return [judge.prompt.system, judge.prompt.user] if judge else []
 
 
 def _count(model: ModelConfig) -> int:
