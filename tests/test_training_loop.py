@@ -213,6 +213,16 @@ def test_options_of_a_run(tmp_path):
     assert metrics["reward/visual"] is None
 
 
+def test_eight_devices_take_the_step_of_one(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(setup, "make_mesh", make_mesh)
+    train(small_config(**{"steps": 1, "mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}), tmp_path)
+    (ours,), theirs = lines(tmp_path / "metrics.jsonl"), lines(finished / "metrics.jsonl")[0]
+    for name in ("reward/total", "rollout/tokens", "train/entropy", "train/grad_norm", "train/update_norm"):
+        assert ours[name] == pytest.approx(theirs[name], rel=1e-4), name
+    sampled = [[line["response"] for line in lines(run / "samples.jsonl")[:4]] for run in (tmp_path, finished)]
+    assert sampled[0] == sampled[1]
+
+
 def letters_in_picture(row, response):
     """A reward of the user's own, which reads a column of the problem's row."""
     return float(len(row["letters"]))

@@ -27,19 +27,18 @@ from perception_r1_jax.training.setup import Run
 from perception_r1_jax.training.stopping import StopRequest
 from perception_r1_jax.training.timing import Clock
 
-LINE = (
-    "reward/total",
-    "reward/format",
-    "reward/accuracy",
-    "reward/visual",
-    "reward/repetition",
-    "judge/failure_rate",
-    "rollout/length_mean",
-    "train/loss",
-    "train/grad_norm",
-    "train/entropy",
-    "time/step",
-)
+LINE = {
+    "reward": "reward/total",
+    "format": "reward/format",
+    "accuracy": "reward/accuracy",
+    "visual": "reward/visual",
+    "repetition": "reward/repetition",
+    "judge failures": "judge/failure_rate",
+    "tokens": "rollout/length_mean",
+    "entropy": "train/entropy",
+    "grad norm": "train/grad_norm",
+    "seconds": "time/step",
+}
 """The metrics of the one line that a step prints; metrics.jsonl has all."""
 
 
@@ -91,7 +90,8 @@ def train(run: Run) -> dict[str, Any] | None:
             metrics = {**rewards, **rollout_metrics(rollout), **updated, **clock.metrics(), **run_metrics(run)}
             writer.write(step, metrics)
             append_samples(samples, step, problems, rollout, scores, advantages)
-            console.print(format_line(step, config.steps, metrics, LINE))
+            shown = {short: metrics[name] for short, name in LINE.items()}
+            console.print(format_line(step, config.steps, shown, list(LINE)))
             advance(rewards)
             if step % config.checkpoint.every == 0 or step == config.steps or stop.received:
                 run.checkpoints.save(step, run.state, run.batches, metric=rewards["reward/total"])
