@@ -16,7 +16,7 @@ from configs import perception_r1_7b
 def get_config() -> ConfigDict:
     """As the 7B run, with smaller models and responses half as long."""
     config = perception_r1_7b.get_config()
-    config.model.path = "Qwen2.5-VL-3B-Instruct"
-    config.judge.path = "Qwen2.5-7B-Instruct"
-    config.rollout.response_buckets = (512, 1024, 2048)
+    config.model.path = "Qwen2.5-VL-3B-Instruct"  # Hugging Face folder, or converted
+    config.judge.path = "Qwen2.5-7B-Instruct"  # smaller than theirs: see the warning above
+    config.rollout.response_buckets = (512, 1024, 2048)  # tokens; theirs are up to 4,096
     return config

@@ -6,7 +6,8 @@
 
 The authors (arXiv 2506.07218) used 16 A800-80G for 16 hours, 8 of them only to serve the judge, and report
 MathVista 74.2, MathVerse 54.3, MathVision 28.6, We-Math 72.0. This config has not been run at full size yet.
-Every value is the authors' unless its comment says otherwise; `config.fidelity = "paper"` reproduces their code.
+Every value is the authors' unless its comment says otherwise. `--config.fidelity=paper` reproduces their code; their
+words are read from a file: `--config.format_instruction=prompts.json --config.judge.prompt=prompts.json`.
 """
 
 from ml_collections import ConfigDict
@@ -18,12 +19,14 @@ def get_config() -> ConfigDict:
     """All fields that make the run, those at their default included."""
     config = default_config()
     config.seed = 1  # also the authors' seed, though not their random numbers
-    config.fidelity = "default"  # "paper" for their parsing, loss aggregation and schedule, defects included
+    config.fidelity = "default"  # "paper" for their parsing, loss, pictures and schedule, defects included
     config.steps = 275  # 25 epochs of floor(1442 / 128) = 11 steps
+    # This project's wording; theirs is read from a .json or .txt file that this names.
+    config.format_instruction = default_config().format_instruction
 
     config.data.path = "geo3k_with_visual_key_info.parquet"  # problem, answer, images, visual_key_info
     config.data.split = "train"  # read for folders only; a parquet file is one split
-    config.data.shuffle = True
+    config.data.shuffle = True  # a new order each epoch
     config.data.prefetch = 1  # 128 pictures of up to 1.8 megapixels are ready before each step
 
     config.model.path = "Qwen2.5-VL-7B-Instruct"  # Hugging Face folder, or converted
@@ -36,53 +39,56 @@ def get_config() -> ConfigDict:
 
     config.judge.path = "Qwen2.5-32B-Instruct"  # theirs: AWQ int4 of it
     config.judge.tokenizer = ""  # the judge's own
-    config.judge.prompt = ""  # this project's wording; a file for another one
-    config.judge.mode = "constrained"  # theirs is "free"; both agree where the free text is well-formed
+    config.judge.prompt = ""  # this project's wording; theirs is read from a JSON file that this names
+    config.judge.mode = "constrained"  # theirs, under "paper", is "free": parsed, however it is formed
     config.judge.max_prompt_tokens = 8_192  # instruction, annotations and a response of up to 4,096 tokens
-    config.judge.max_new_tokens = 512
-    config.judge.batch_size = 64
-    config.judge.on_failure = "drop_sample"  # theirs is "zero"
+    config.judge.max_new_tokens = 512  # tokens; a verdict takes about 10
+    config.judge.batch_size = 64  # ours: requests judged at once, of the 1,024 of a step
+    config.judge.on_failure = "drop_sample"  # theirs, under "paper", is "abort": a failed request kills the step
 
-    config.rollout.prompts_per_step = 128
-    config.rollout.samples_per_prompt = 8
-    config.rollout.temperature = 1.0
-    config.rollout.top_p = 1.0
-    config.rollout.top_k = 0
+    config.rollout.prompts_per_step = 128  # times 8 samples: 1,024 responses and one update
+    config.rollout.samples_per_prompt = 8  # the size of a group
+    config.rollout.temperature = 1.0  # the policy's own distribution: strictly on-policy
+    config.rollout.top_p = 1.0  # off
+    config.rollout.top_k = 0  # off
     config.rollout.prompt_buckets = (512, 1024, 2048, 4096)  # 4,096 is their limit; ours drops and names, never cuts
     config.rollout.window_buckets = (0, 16, 32, 64, 96, 192)  # 1.8 megapixels fill 144 windows, more if narrow
     config.rollout.response_buckets = (512, 1024, 2048, 4096)  # 4,096 is their limit
 
-    config.reward.format_weight = 0.1
-    config.reward.accuracy_weight = 0.9
-    config.reward.visual_weight = 0.7
+    config.reward.format_weight = 0.1  # times 0 or 1
+    config.reward.accuracy_weight = 0.9  # times 0 or 1
+    config.reward.visual_weight = 0.7  # gamma; their ablation is flat from 0.1 to 0.9, and above 0 throughout
     config.reward.repetition_weight = 1.0  # times a penalty between -2 and 0
-    config.reward.ngram_size = 20
-    config.reward.repetition_max_penalty = -2.0
-    config.reward.workers = 16
+    config.reward.custom_weight = 1.0  # of `function`, where there is one
+    config.reward.ngram_size = 20  # words; a response of fewer has no penalty
+    config.reward.repetition_max_penalty = -2.0  # times the share of n-grams that stood there before
+    config.reward.function = ""  # no reward beside the four
+    config.reward.workers = 16  # ours: processes for 1,024 answers a step
     config.reward.deadline_seconds = 5.0  # theirs has none: one hanging expression holds the whole run
 
-    config.grpo.clip_low = 0.2
-    config.grpo.clip_high = 0.3
-    config.grpo.dual_clip = 3.0
-    config.grpo.aggregation = "sequence_mean"  # the paper's formula; their code's mean depends on the split
+    config.grpo.clip_low = 0.2  # the ratio stays above 0.8
+    config.grpo.clip_high = 0.3  # and below 1.3
+    config.grpo.dual_clip = 3.0  # and a loss below 3 times its advantage, where that is negative
+    config.grpo.aggregation = "sequence_mean"  # the paper's formula; their code's, under "paper", depends on the split
     config.grpo.kl_coefficient = 0.0  # no KL term, no reference model
+    config.grpo.kl_estimator = "k3"  # not used without a KL term
     config.grpo.micro_batch_prompts = 16  # theirs is 8 responses a device; one prompt a device on 16 devices
-    config.grpo.micro_batch_samples = 1
-    config.grpo.log_prob_chunk = 256
+    config.grpo.micro_batch_samples = 1  # one row of up to 8,192 tokens a device
+    config.grpo.log_prob_chunk = 256  # ours: 256 positions of a row have 152,064 float32 logits each, 156 MB
 
-    config.optimizer.learning_rate = 1e-6
+    config.optimizer.learning_rate = 1e-6  # constant after warm-up
     config.optimizer.warmup_fraction = 0.05  # 13 steps
-    config.optimizer.b1 = 0.9
-    config.optimizer.b2 = 0.999
-    config.optimizer.eps = 1e-8
-    config.optimizer.weight_decay = 1e-3
+    config.optimizer.b1 = 0.9  # AdamW's usual value
+    config.optimizer.b2 = 0.999  # AdamW's usual value
+    config.optimizer.eps = 1e-8  # AdamW's usual value
+    config.optimizer.weight_decay = 1e-3  # matrices only; theirs, under "paper", takes biases and norms too
     config.optimizer.max_grad_norm = 1.0  # a step whose norm is not finite is skipped and counted
 
-    config.mesh.data = 1
+    config.mesh.data = 1  # no device holds the same share of the parameters as another
     config.mesh.fsdp = -1  # all devices hold a share of parameters and optimizer
-    config.mesh.tensor = 1
+    config.mesh.tensor = 1  # layers are not split
 
-    config.checkpoint.every = 10
-    config.checkpoint.keep_last = 2
-    config.checkpoint.keep_best = 1
+    config.checkpoint.every = 10  # steps, as theirs
+    config.checkpoint.keep_last = 2  # ours: the latest, and the one before it
+    config.checkpoint.keep_best = 1  # ours: by mean reward
     return config

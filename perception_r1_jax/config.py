@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from perception_r1_jax.errors import UserError
 from perception_r1_jax.grpo.losses import AGGREGATIONS, KL_ESTIMATORS
 from perception_r1_jax.judge.template import MODES
 from perception_r1_jax.models import REMAT_POLICIES
@@ -176,7 +177,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
     """The config as it runs: a copy, with what `fidelity="paper"` sets, and checked.
 
     Raises:
-        ValueError, FileNotFoundError: as `validate`.
+        UserError, FileNotFoundError: as `validate`.
     """
     config = config.copy_and_resolve_references()
     if config.fidelity == "paper":
@@ -189,7 +190,7 @@ def validate(config: ConfigDict) -> None:
     """Checks a config before any device work.
 
     Raises:
-        ValueError: a field with an impossible value, batch sizes that do not divide, or an instruction file
+        UserError: a field with an impossible value, batch sizes that do not divide, or an instruction file
             without the instruction; it says what to set.
         FileNotFoundError: a path that is not given or does not exist.
     """
@@ -216,12 +217,12 @@ def validate(config: ConfigDict) -> None:
 
 
 def check_divides(name: str, size: int, total: int) -> None:
-    """Raises ValueError with the nearest legal values unless `size`, a field of `config.grpo`, divides `total`."""
+    """Raises UserError with the nearest legal values unless `size`, a field of `config.grpo`, divides `total`."""
     if 0 < size <= total and total % size == 0:
         return
     legal = [value for value in range(1, total + 1) if total % value == 0]
     nearest = sorted(sorted(legal, key=lambda value: abs(value - size))[:2])
-    raise ValueError(
+    raise UserError(
         f"config.grpo.{name} is {size}, which does not divide {total}. "
         f"The nearest values that do: {' and '.join(map(str, nearest))}."
     )
@@ -261,7 +262,7 @@ def _get(config: ConfigDict, field: str):
 
 def _require(config: ConfigDict, field: str, condition: bool, advice: str) -> None:
     if not condition:
-        raise ValueError(f"config.{field} = {_get(config, field)!r}: {advice}.")
+        raise UserError(f"config.{field} = {_get(config, field)!r}: {advice}.")
 
 
 def arithmetic(
@@ -283,12 +284,15 @@ def arithmetic(
     ]
     if config.fidelity == "paper":
         lines.insert(0, ("fidelity", "paper: " + ", ".join(f"{field} = {value}" for field, value in PAPER.items())))
-    lines += (("note", text) for text in _undivided(config, mesh, judge=judge_parameters > 0))
+    if whole := _undivided(config, mesh, judge=judge_parameters > 0):
+        devices = f"{mesh['data'] * mesh['fsdp']} devices share the batch (data x fsdp)"
+        lines.append(("note", f"{devices}. Each computes whole what does not divide among them:"))
+        lines += (("", text) for text in whole)
     return "\n".join(f"  {name:<14} {text}" for name, text in lines)
 
 
 def _undivided(config: ConfigDict, mesh: Mapping[str, int], *, judge: bool) -> list[str]:
-    """What every device computes whole, since it does not divide among the devices that share a batch."""
+    """What does not divide among the devices that share a batch, so that each computes all of it."""
     ways = mesh["data"] * mesh["fsdp"]
     p, s = config.grpo.micro_batch_prompts, config.grpo.micro_batch_samples
     shared = [
@@ -297,23 +301,22 @@ def _undivided(config: ConfigDict, mesh: Mapping[str, int], *, judge: bool) -> l
         ("grpo.micro_batch_prompts x micro_batch_samples", p * s, "rows of a micro-batch"),
         *([("judge.batch_size", config.judge.batch_size, "judgements")] if judge else []),
     ]
-    return [
-        f"{name} = {size} does not divide among the {ways} devices of data x fsdp: each computes all {what}"
-        for name, size, what in shared
-        if size % ways
-    ]
+    return [f"{what}: {name} = {size}" for name, size, what in shared if size % ways]
 
 
 def load_instruction(config: ConfigDict) -> str:
     """The format instruction itself, read from its file where the config names one.
 
     Raises:
-        ValueError: a JSON file that does not hold it as a text under the key "format_instruction".
+        UserError: a file that is no text, or a JSON file without a text under the key "format_instruction".
     """
     text = config.format_instruction
     if not _is_file_name(text):
         return text
-    content = Path(text).read_text(encoding="utf-8")
+    try:
+        content = Path(text).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"config.format_instruction = {text!r}: it must be text in UTF-8.") from error
     return _instruction_of_json(text, content) if text.endswith(".json") else content.strip()
 
 
@@ -323,7 +326,7 @@ def _instruction_of_json(path: str, content: str) -> str:
     except (ValueError, LookupError, TypeError):
         text = None
     if not isinstance(text, str):
-        raise ValueError(
+        raise UserError(
             f"config.format_instruction = {path!r}: it must be a JSON object with a text under 'format_instruction'."
         )
     return text

@@ -31,6 +31,9 @@ MERGE_UNIT = 4
 WINDOW_TOKENS = WINDOW_PATCHES // MERGE_UNIT
 """Image tokens that a full window yields."""
 
+IMAGE_MARKER = "<image>"
+"""Stands in a question where a picture belongs."""
+
 ImageSource = bytes | Path
 """An encoded picture (PNG, JPEG, ...) or the path of one."""
 

@@ -13,6 +13,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from perception_r1_jax.errors import UserError
+
 MESH_AXES = ("data", "fsdp", "tensor")
 
 RULES: Mapping[str, tuple[str, ...]] = {
@@ -33,17 +35,17 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[
     """A mesh with axes `data`, `fsdp`, `tensor`; one of the sizes may be -1 for "all that is left".
 
     Raises:
-        ValueError: the sizes do not multiply to the number of devices.
+        UserError: the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = [data, fsdp, tensor]
     if sizes.count(-1) > 1:
-        raise ValueError(f"mesh sizes {dict(zip(MESH_AXES, sizes))}: only one of them may be -1.")
+        raise UserError(f"mesh sizes {dict(zip(MESH_AXES, sizes))}: only one of them may be -1.")
     known = int(np.prod([size for size in sizes if size != -1]))
     if -1 in sizes and known > 0 and len(devices) % known == 0:
         sizes[sizes.index(-1)] = len(devices) // known
     if min(sizes) < 1 or int(np.prod(sizes)) != len(devices):
-        raise ValueError(
+        raise UserError(
             f"mesh sizes {dict(zip(MESH_AXES, (data, fsdp, tensor)))} do not multiply to the {len(devices)} devices "
             "at hand. Set config.mesh so that they do; one size may be -1."
         )

@@ -2,8 +2,8 @@
 
     python scripts/generate.py --model DIR --image A.png [--image B.png] --prompt TEXT [--json]
 
-Sends one user turn: the pictures in order, then TEXT; each `<image>` in TEXT says where a picture belongs
-instead. Greedy unless a temperature is given. A text-only model (Qwen2, Qwen2.5) takes a prompt alone.
+Sends one user turn: the pictures in order, then TEXT as it stands. Greedy unless a temperature is given.
+A text-only model (Qwen2, Qwen2.5) takes a prompt alone.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--image", action="append", default=[], type=Path, metavar="FILE", help="a picture; repeat for several"
     )
-    parser.add_argument("--prompt", required=True, metavar="TEXT", help="the question")
+    parser.add_argument("--prompt", required=True, metavar="TEXT", help="the question, put after the pictures")
     parser.add_argument(
         "--max_new_tokens", type=int, default=512, metavar="N", help="limit of the answer in tokens (default 512)"
     )
@@ -56,7 +56,7 @@ def generate(args: argparse.Namespace) -> dict:
     """The answer: `text`, `token_ids`, `prompt_tokens`, `finish_reason`.
 
     Raises:
-        OSError, ValueError: a model directory that cannot be used.
+        OSError, ValueError: no device, or a model directory that cannot be used.
         DroppedProblem: a picture or a text that cannot be used.
     """
     import jax
@@ -69,9 +69,10 @@ def generate(args: argparse.Namespace) -> dict:
     from perception_r1_jax.sharding import make_mesh
     from perception_r1_jax.weights import load_params, locate_model
 
+    check_devices()
     model_dir = locate_model(args.model).model_dir
     config, processor = load_config(model_dir), Processor.from_directory(model_dir)
-    prompt = processor.prompt(Problem("the prompt", args.prompt, tuple(args.image), answer=""))
+    prompt = processor.prompt(Problem("prompt", args.prompt, tuple(args.image), answer=""), markers=False)
     batch = batch_prompts(
         [prompt], rows=1, length=len(prompt.tokens), windows=len(prompt.vision.image_ids), pad_id=processor.pad_id
     )
@@ -94,14 +95,30 @@ def generate(args: argparse.Namespace) -> dict:
     }
 
 
+def check_devices() -> None:
+    """Raises `UserError` where `JAX_PLATFORMS` names a platform that jax cannot start."""
+    import jax
+
+    from perception_r1_jax.errors import UserError
+
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        detail = " ".join(str(error).split()) or "it has no device"
+        raise UserError(f"JAX_PLATFORMS={jax.config.jax_platforms} cannot be used: {detail}") from error
+
+
 def main(argv: list[str] | None = None) -> None:
     """Reads the command line, prints the answer; exits with status 1 and a message where there can be none."""
     args = parse_arguments(argv)
     from perception_r1_jax.data.errors import DroppedProblem
+    from perception_r1_jax.errors import UserError
 
     try:
         answer = generate(args)
-    except (OSError, ValueError, DroppedProblem) as error:
+    except DroppedProblem as dropped:
+        raise SystemExit(f"error: {dropped.fault}") from dropped
+    except (OSError, UserError) as error:
         raise SystemExit(f"error: {error}") from error
     sys.stdout.reconfigure(encoding="utf-8")  # the answer may hold any character, whatever the locale
     print(json.dumps(answer, ensure_ascii=False) if args.json else answer["text"])

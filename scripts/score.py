@@ -35,7 +35,7 @@ from rich.progress import Progress
 
 from perception_r1_jax.judge.verdicts import OK, Judgement, parse_verdicts, parse_verdicts_paper
 from perception_r1_jax.records import Problem, Scores
-from perception_r1_jax.rewards.accuracy import DEADLINE_SECONDS, AccuracyPool
+from perception_r1_jax.rewards.accuracy import DEADLINE_SECONDS, FIDELITIES, AccuracyPool
 from perception_r1_jax.rewards.score import WEIGHTS, RewardSettings, score_responses, unjudged
 
 LINES_AT_ONCE = 256
@@ -146,12 +146,13 @@ def _load_judge(path: str, fidelity: str) -> Callable[[list[Problem]], list[Judg
     """Asks the model in `path` about problems; imported here, for its libraries take seconds to load."""
     if path == "none":
         return None
+    from perception_r1_jax.errors import UserError
     from perception_r1_jax.judge.on_mesh import load_judge
     from perception_r1_jax.judge.prompts import JudgeRequest
 
     try:
         judge = load_judge(path, mode="free" if fidelity == "paper" else "constrained", fidelity=fidelity)
-    except (OSError, ValueError) as error:
+    except (OSError, UserError) as error:
         print(f"--judge {path}: {error}", file=sys.stderr)
         sys.exit(2)
     return lambda problems: judge.judge([JudgeRequest(p.annotations, p.row["response"]) for p in problems])
@@ -163,7 +164,7 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="JSON lines to write; an old file is replaced")
     parser.add_argument("--judge", default="none", help="'none', or the folder of a judge model (default: none)")
     parser.add_argument(
-        "--fidelity", choices=("default", "paper"), default="default", help="'paper': as the authors' code scores"
+        "--fidelity", choices=FIDELITIES, default="default", help="'paper': as the authors' code scores"
     )
     parser.add_argument("--workers", type=int, default=2, help="processes that compare answers (default: 2)")
     parser.add_argument(

@@ -43,7 +43,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     try:
         return app.parse_flags_with_usage(argv)
     except AttributeError as error:
-        field = re.search(r"\w+", str(error).removeprefix("Key "))[0]  # what follows is the whole config
+        field = re.search(r"[a-zA-Z_]\w*", re.sub(r"^\W*Key ", "", str(error)))[0]  # the rest is the whole config
         message = f"error: the config has no field {field!r}; perception_r1_jax/config.py lists all fields."
         raise SystemExit(message) from error
     except (KeyError, TypeError, ValueError, OSError) as error:

@@ -17,11 +17,22 @@ from perception_r1_jax.weights.random_checkpoint import write_random_checkpoint
 
 OVERRIDES = {"vision_config": {"depth": 4, "fullatt_block_indexes": [1, 3]}}
 LENGTH, WINDOWS = 192, 16
+TEXT_MODELS = {
+    "tied": {"hidden_size": 112, "num_attention_heads": 14, "num_key_value_heads": 2, "tie_word_embeddings": True},
+    "untied": {"hidden_size": 80, "num_attention_heads": 10, "num_key_value_heads": 2, "rms_norm_eps": 1e-5},
+}
+"""Qwen2 models: the tied one with the heads of the 0.5B, the other with five query heads a key head, as the 32B."""
+TEXT_LENGTH = 64
 
 
 def write_checkpoint(folder: Path) -> Path:
     """A random Qwen2.5-VL: matrices six times the default initialisation, random biases and norms."""
     return write_random_checkpoint(folder, "qwen2_5_vl", OVERRIDES, seed=7, scale=6.0)
+
+
+def write_text_checkpoint(folder: Path, name: str) -> Path:
+    """One of `TEXT_MODELS`, as random as the other."""
+    return write_random_checkpoint(folder, "qwen2", TEXT_MODELS[name], seed=11, scale=6.0)
 
 
 def drawing(width: int, height: int, seed: int) -> bytes:
@@ -49,6 +60,19 @@ def prompts(processor: Processor) -> list[Prompt]:
 def batch(processor: Processor, made: list[Prompt]) -> PromptBatch:
     """All prompts and a filler row in one bucket."""
     return batch_prompts(made, rows=4, length=LENGTH, windows=WINDOWS, pad_id=processor.pad_id)
+
+
+def text_prompts(processor: Processor) -> list[Prompt]:
+    """Conversations of unlike length."""
+    system = {"role": "system", "content": "You judge answers."}
+    users = ("Is 3 the length of side AB?", "No.")
+    conversations = [[system, {"role": "user", "content": users[0]}], [{"role": "user", "content": users[1]}]]
+    return [processor.text_prompt(messages, problem_id=f"text{i}") for i, messages in enumerate(conversations)]
+
+
+def text_batch(processor: Processor, made: list[Prompt]) -> PromptBatch:
+    """Both and a filler row in one bucket without windows."""
+    return batch_prompts(made, rows=3, length=TEXT_LENGTH, windows=0, pad_id=processor.pad_id)
 
 
 def relative_error(ours, reference) -> float:

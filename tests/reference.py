@@ -13,25 +13,21 @@ from perception_r1_jax.records import Prompt
 
 
 class Reference:
-    """Qwen2.5-VL by transformers, float32, one prompt at a time."""
+    """Qwen2.5-VL or Qwen2 by transformers, float32, one prompt at a time."""
 
     def __init__(self, directory: Path, processor: Processor):
-        self.model = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(
-            directory, dtype=torch.float32, attn_implementation="eager"
-        ).eval()
+        self.is_vl = processor.pictures is not None
+        architecture = transformers.Qwen2_5_VLForConditionalGeneration if self.is_vl else transformers.Qwen2ForCausalLM
+        self.model = architecture.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager").eval()
         self.processor = processor
 
     def inputs(self, prompt: Prompt, response: np.ndarray | None = None) -> dict[str, torch.Tensor]:
         """What the model takes, with a response appended where one is given."""
         tokens = prompt.tokens if response is None else np.concatenate([prompt.tokens, response])
         ids = torch.from_numpy(tokens.astype(np.int64))[None]
-        image_id = self.model.config.image_token_id
-        inputs = {
-            "input_ids": ids,
-            "attention_mask": torch.ones_like(ids),
-            # Without these transformers 5 silently falls back to plain positions.
-            "mm_token_type_ids": (ids == image_id).to(torch.int32),
-        }
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if self.is_vl:  # without these transformers 5 silently falls back to plain positions
+            inputs["mm_token_type_ids"] = (ids == self.model.config.image_token_id).to(torch.int32)
         if prompt.problem.images:
             cut = [self.processor.pictures(picture) for picture in prompt.problem.images]
             inputs["pixel_values"] = torch.from_numpy(np.concatenate([pixels for pixels, _ in cut]))
@@ -55,12 +51,12 @@ class Reference:
 
     def blocks(self, prompt: Prompt) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
         """Input and output of every block, recorded during one forward pass: {"decoder": [...], "vision": [...]}."""
-        record: dict[str, list] = {"decoder": [], "vision": []}
+        parts = {"decoder": self.model.get_decoder().layers}
+        if self.is_vl:
+            parts["vision"] = self.model.model.visual.blocks
+        record: dict[str, list] = {name: [] for name in parts}
         hooks = []
-        for name, layers in (
-            ("decoder", self.model.model.language_model.layers),
-            ("vision", self.model.model.visual.blocks),
-        ):
+        for name, layers in parts.items():
 
             def keep(_, args, kwargs, output, name=name):
                 entered = args[0] if args else kwargs["hidden_states"]

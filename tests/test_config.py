@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -10,11 +14,9 @@ import pytest
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from perception_r1_jax import config as module
-from perception_r1_jax.config import arithmetic, default_config, load_instruction, validate
-from perception_r1_jax.grpo.losses import AGGREGATIONS, KL_ESTIMATORS
-from perception_r1_jax.models import REMAT_POLICIES
-from perception_r1_jax.rewards.failures import POLICIES
+from perception_r1_jax.config import FINITE, LEAST, POSITIVE, arithmetic, default_config, load_instruction, validate
+from perception_r1_jax.errors import UserError
+from perception_r1_jax.sharding import make_mesh
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 FILES = sorted(path.name for path in (REPOSITORY / "configs").glob("*.py"))
@@ -36,6 +38,20 @@ def config() -> ConfigDict:
     config = default_config()
     config.model.path = "random"
     return config
+
+
+def leaves() -> dict[str, object]:
+    """Dotted name -> value of every field of `default_config`."""
+    fields = {}
+    for name, value in default_config().items():
+        inner = {f"{name}.{key}": leaf for key, leaf in value.items()} if isinstance(value, ConfigDict) else {}
+        fields |= inner or {name: value}
+    return fields
+
+
+def numbers(kind: type) -> list[str]:
+    """Dotted names of the fields of `default_config` with a value of this type."""
+    return [field for field, value in leaves().items() if type(value) is kind]
 
 
 def set_field(config: ConfigDict, field: str, value) -> None:
@@ -115,15 +131,22 @@ def test_a_value_of_another_type_is_an_error(monkeypatch):
         ("model.remat", "all", "'all': choose one of none, full, dots"),
         ("judge.on_failure", "ignore", "'ignore': choose one of drop_sample"),
         ("grpo.aggregation", "mean", "'mean': choose one of sequence_mean"),
-        ("steps", 0, "0: it must be at least 1"),
-        ("judge.max_new_tokens", 0, "0: it must be at least 1"),
-        ("judge.max_prompt_tokens", 0, "0: it must be at least 1"),
-        ("rollout.samples_per_prompt", 1, "1: it must be at least 2"),
-        ("rollout.top_k", -1, "-1: it must be at least 0"),
+        ("seed", -1, "-1: it must be a number of at least 0"),
+        ("steps", 0, "0: it must be a number of at least 1"),
+        ("judge.max_new_tokens", 0, "0: it must be a number of at least 1"),
+        ("judge.max_prompt_tokens", 0, "0: it must be a number of at least 1"),
+        ("rollout.samples_per_prompt", 1, "1: it must be a number of at least 2"),
+        ("rollout.top_k", -1, "-1: it must be a number of at least 0"),
         ("rollout.temperature", 0.0, "0.0: it must be a number above 0"),
-        ("rollout.temperature", float("nan"), "nan: it must be a number above 0"),
         ("rollout.top_p", 1.5, "1.5: it must be above 0 and at most 1"),
-        ("grpo.clip_low", float("nan"), "nan: it must be at least 0"),
+        ("optimizer.b1", 1.0, "1.0: it must be at least 0 and below 1"),
+        ("optimizer.b2", -0.1, "-0.1: it must be at least 0 and below 1"),
+        ("optimizer.b2", math.nan, "nan: it must be at least 0 and below 1"),
+        ("optimizer.eps", 0.0, "0.0: it must be a number above 0"),
+        ("optimizer.learning_rate", 0.0, "0.0: it must be a number above 0"),
+        ("optimizer.warmup_fraction", 1.1, "1.1: it must be at most 1"),
+        ("checkpoint.keep_last", 0, "0: it must be a number of at least 1"),
+        ("checkpoint.keep_best", -1, "-1: it must be a number of at least 0"),
         ("model.min_pixels", 2_000_000, "2000000: it is above model.max_pixels, 1806336"),
         ("rollout.prompt_buckets", (512, 256), r"\(512, 256\): list whole numbers, rising"),
         ("rollout.window_buckets", (16, 16), r"\(16, 16\): list whole numbers, rising"),
@@ -135,18 +158,32 @@ def test_a_value_of_another_type_is_an_error(monkeypatch):
 def test_an_impossible_value_is_named_with_what_to_set(config, field, value, message):
     validate(config)
     set_field(config, field, value)
-    with pytest.raises(ValueError, match=rf"config\.{field} = {message}"):
+    with pytest.raises(UserError, match=rf"config\.{field} = {message}"):
         validate(config)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("field", numbers(float))
+def test_no_field_may_be_anything_but_a_finite_number(config, field, value):
+    set_field(config, field, value)
+    with pytest.raises(UserError, match=rf"config\.{field} = {value}: it must be"):
+        validate(config)
+
+
+def test_every_whole_number_has_a_least_value():
+    divisors = {"grpo.micro_batch_prompts", "grpo.micro_batch_samples"}
+    bounded = {*LEAST, *POSITIVE, *FINITE, *divisors, "model.max_pixels"}
+    assert {field for field in numbers(int) if not field.startswith("mesh.")} <= bounded
 
 
 def test_batch_sizes_that_do_not_divide_are_told_the_nearest_that_do(config):
     config.rollout.prompts_per_step = 12
     config.grpo.micro_batch_prompts = 5
-    with pytest.raises(ValueError, match=r"config\.grpo\.micro_batch_prompts is 5.*12.*that do: 4 and 6\."):
+    with pytest.raises(UserError, match=r"config\.grpo\.micro_batch_prompts is 5.*12.*that do: 4 and 6\."):
         validate(config)
     config.grpo.micro_batch_prompts = 4
     config.grpo.micro_batch_samples = 9
-    with pytest.raises(ValueError, match=r"config\.grpo\.micro_batch_samples is 9.*8.*that do: 4 and 8\."):
+    with pytest.raises(UserError, match=r"config\.grpo\.micro_batch_samples is 9.*8.*that do: 4 and 8\."):
         validate(config)
     config.grpo.micro_batch_samples = 2
     validate(config)
@@ -179,11 +216,73 @@ def test_an_instruction_is_text_or_the_name_of_a_file(config, tmp_path):
     assert load_instruction(config) == "Think twice."
 
 
-def test_the_words_are_those_that_the_code_knows():
-    assert set(module.CHOICES["grpo.aggregation"]) == set(AGGREGATIONS)
-    assert set(module.CHOICES["grpo.kl_estimator"]) == set(KL_ESTIMATORS)
-    assert set(module.CHOICES["model.remat"]) == set(REMAT_POLICIES)
-    assert set(module.CHOICES["judge.on_failure"]) == set(POLICIES)
+def test_an_instruction_is_read_from_the_authors_prompts(config, shared_data):
+    path = shared_data / "perception_r1" / "prompts.json"
+    config.format_instruction = str(path)
+    validate(config)
+    assert load_instruction(config) == json.loads(path.read_text())["format_instruction"]
+    assert load_instruction(config).startswith("You FIRST think")
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '"a"', "1", '{"format_instruction": 1}', '{"instruction": "a"}'])
+def test_a_json_file_without_an_instruction_is_named(config, tmp_path, content):
+    (tmp_path / "mine.json").write_text(content)
+    config.format_instruction = str(tmp_path / "mine.json")
+    with pytest.raises(UserError, match=r"mine\.json'.* with a text under 'format_instruction'"):
+        validate(config)
+
+
+@pytest.mark.parametrize("kind", ["txt", "json"])
+def test_an_instruction_of_other_bytes_is_named(config, tmp_path, kind):
+    (tmp_path / f"mine.{kind}").write_bytes(b"\xff\xfe\x00")
+    config.format_instruction = str(tmp_path / f"mine.{kind}")
+    with pytest.raises(UserError, match=rf"mine\.{kind}': it must be text in UTF-8\."):
+        validate(config)
+
+
+def assignments(source: str) -> dict[str, bool]:
+    """Dotted name of every `config.x = ...` in a source -> whether its line, or the one above, has a comment."""
+    lines, found = source.splitlines(), {}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Assign) and (name := ast.unparse(node.targets[0])).startswith("config."):
+            own, above = lines[node.lineno - 1], lines[node.lineno - 2].strip()
+            found[name.removeprefix("config.")] = "  # " in own or above.startswith("# ")
+    return found
+
+
+@pytest.mark.parametrize("file", [*(f"configs/{name}" for name in FILES), "perception_r1_jax/config.py"])
+def test_every_field_that_is_set_has_a_comment(file):
+    commented = assignments((REPOSITORY / file).read_text())
+    assert commented
+    assert not [field for field, has in commented.items() if not has]
+
+
+def test_the_published_run_sets_every_field():
+    assert assignments((REPOSITORY / "configs" / "perception_r1_7b.py").read_text()).keys() == leaves().keys()
+
+
+def sources() -> list[str]:
+    """All code that may read the config: package and scripts, but of config.py only what is no check."""
+    files = [*REPOSITORY.glob("perception_r1_jax/**/*.py"), *REPOSITORY.glob("scripts/*.py")]
+    others = [path.read_text() for path in files if path != REPOSITORY / "perception_r1_jax" / "config.py"]
+    return [*others, inspect.getsource(load_instruction)]
+
+
+def is_read(field: str, code: list[str]) -> bool:
+    """Whether some code has `config.SECTION.FIELD`, or names the section and has `.FIELD`."""
+    section, _, name = field.rpartition(".")
+    if section == "mesh":  # passed as a whole
+        return name in inspect.signature(make_mesh).parameters and any("**config.mesh" in text for text in code)
+    if field.startswith("reward.") and name.endswith("_weight"):
+        return any('reward[f"{name}_weight"]' in text for text in code)
+    where = section or "config"
+    return any(re.search(rf"\b{where}\b", text) and re.search(rf"\.{name}\b", text) for text in code)
+
+
+def test_every_field_is_read_somewhere():
+    code = sources()
+    assert not [field for field in leaves() if not is_read(field, code)]
+    assert not is_read("judge.no_such_field", code)
 
 
 def test_every_field_that_the_code_reads_exists():
@@ -208,4 +307,24 @@ def test_arithmetic_of_a_run(config):
         "tokens prompt <= 4,096, response <= 4,096, step <= 8,388,608",
         "parameters policy 8,292,166,656, judge 0",
         "mesh data 1 x fsdp 16",
+        "note 16 devices share the batch (data x fsdp). Each computes whole what does not divide among them:",
+        "pictures of a micro-batch: grpo.micro_batch_prompts = 8",
     ]
+
+
+@pytest.mark.parametrize(
+    ("mesh", "judge", "whole"),
+    [
+        ({"data": 2, "fsdp": 4}, 1, ["rollouts", "pictures of a micro-batch", "rows of a micro-batch", "judgements"]),
+        ({"data": 2, "fsdp": 4}, 0, ["rollouts", "pictures of a micro-batch", "rows of a micro-batch"]),
+        ({"data": 1, "fsdp": 4}, 1, ["pictures of a micro-batch", "judgements"]),
+        ({"data": 2, "fsdp": 1}, 1, []),
+    ],
+)
+def test_what_does_not_divide_among_the_devices_is_named(config, mesh, judge, whole):
+    config.rollout.prompts_per_step, config.judge.batch_size = 4, 6
+    config.grpo.micro_batch_prompts, config.grpo.micro_batch_samples = 2, 2
+    text = arithmetic(config, problems=8, parameters=1, judge_parameters=judge, mesh=mesh)
+    lines = [line.strip() for line in text.splitlines()]
+    assert [line.partition(":")[0] for line in lines if re.search(r"\w: \w+\.[\w .]+ = \d+$", line)] == whole
+    assert ("note" in text) == bool(whole)

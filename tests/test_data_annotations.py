@@ -87,6 +87,11 @@ def test_a_fact_stated_twice_is_told_once():
     assert rendered.left_out == (("", EMPTY),)
 
 
+def test_a_literal_nested_without_end_is_left_out():
+    literal = "A(" * 3000 + ")" * 3000
+    assert render_annotations([literal]).left_out == ((literal, UNREADABLE),)
+
+
 def test_four_points_on_a_line_are_told_in_one_sentence():
     triples = ["PointLiesOnLine(B, Line(A, C))", "PointLiesOnLine(B, Line(A, D))", "PointLiesOnLine(C, Line(A, D))"]
     whole = render_annotations([*triples, "PointLiesOnLine(C, Line(B, D))"])

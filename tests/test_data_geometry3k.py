@@ -70,8 +70,18 @@ def write(tmp_path):
         (_row(id=2, image="text.png"), "corrupt image", "geometry3k/train/2"),
         (_row(id=1), "duplicate id", "geometry3k/train/1"),
         (_row(id=2, problem_text="<image> <image>"), "pictures and markers differ in number", "1 pictures for 3"),
-        (_row(id=2, image=None), "missing or mistyped fields", "train.jsonl:2: missing or mistyped fields (image;"),
-        ({"id": 3}, "missing or mistyped fields", "problem_text, answer_latex, image, diagram_logic_form; found id"),
+        (_row(id=2, image=None), "mistyped fields", "train.jsonl:2: mistyped fields (image is None)"),
+        ({"id": 3}, "missing fields", "problem_text, answer_latex, image, diagram_logic_form; found id"),
+        (_row(id=2, annotat_text=5), "mistyped fields", "annotat_text is 5"),
+        (_row(id=2, choices="5", answer_value=5), "mistyped fields", "answer_value is 5, choices is '5'"),
+        (_row(id=2, answer_rounded=5.5), "mistyped fields", "answer_rounded is 5.5"),
+        (_row(id=2, problem_text="Round to the nearest tenth.", choices=["1"]), "no rounded answer", "train/2"),
+        (_row(id=2, problem_text="Round to the nearest tenth.", answer_value="1"), "no rounded answer", "train/2"),
+        (_row(id=2, image="."), "image is a folder", "geometry3k/train/2"),
+        (_row(id=2, image="x" * 9999), "corrupt image", "geometry3k/train/2"),
+        (_row(id=2, image="1.png/x"), "absent image", "geometry3k/train/2"),
+        (_row(id="\ud800"), "text is not Unicode", r"geometry3k/train/\ud800"),
+        ("[" * 9999, "invalid JSON", "train.jsonl:2"),
         ('{"id": 4, ', "invalid JSON", "train.jsonl:2"),
         ("[1, 2]", "not a JSON object", "train.jsonl:2"),
     ],
@@ -83,6 +93,42 @@ def test_bad_row_is_skipped_counted_and_named(write, line, reason, named):
     assert named in report.skipped[reason][0]
     assert f"skipped, {reason}: 1 (" in report.summary()
     assert named in report.summary()
+
+
+ODD_VALUES = (
+    None,
+    5,
+    2.5,
+    True,
+    [],
+    [1],
+    ["x", None],
+    {},
+    {"a": 1},
+    "",
+    "x",
+    "\ud800",
+    "a\0b",
+    "y" * 5000,
+    "A(" * 3000,
+)
+
+
+def test_any_field_of_a_real_row_may_hold_anything(shared_data, tmp_path):
+    """Every row is kept or skipped by name, and the report can be printed."""
+    (tmp_path / "images").symlink_to(shared_data / "geometry3k" / "images")
+    rows = [json.loads(line) for line in (shared_data / "geometry3k" / "train.jsonl").open()]
+    multiple_choice = next(row for row in rows if row["choices"] and "nearest" in (row["annotat_text"] or ""))
+    odd = [multiple_choice | {field: value} for field in multiple_choice for value in ODD_VALUES]
+    odd += [{name: value for name, value in multiple_choice.items() if name != field} for field in multiple_choice]
+    odd = [row | ({"id": number} if row.get("id") == multiple_choice["id"] else {}) for number, row in enumerate(odd)]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, odd)))
+    problems, report = load_problems(tmp_path)
+    skipped = {reason: len(lines) for reason, lines in report.skipped.items()}
+    assert report.rows == len(odd) == len(problems) + sum(skipped.values())
+    assert {"mistyped fields", "missing fields", "no rounded answer", "text is not Unicode"} <= set(skipped)
+    assert all(isinstance(problem.answer, str) and problem.answer.strip() for problem in problems)
+    report.summary().encode("utf-8")
 
 
 def test_left_out_literals_are_named(write):

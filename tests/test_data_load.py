@@ -20,6 +20,12 @@ def test_missing_path_says_what_to_do(tmp_path):
         load_problems(tmp_path / "nowhere")
 
 
+def test_one_file_of_a_folder_says_what_to_give_instead(tmp_path):
+    (tmp_path / "val.jsonl").write_text("{}")
+    with pytest.raises(DataError, match=rf"Set data\.path to {tmp_path} and data\.split to 'val'"):
+        load_problems(tmp_path / "val.jsonl")
+
+
 def test_folder_without_the_split_says_what_it_needs(tmp_path):
     with pytest.raises(DataError, match=r"no folder with dev\.jsonl or dev\*\.parquet"):
         load_problems(tmp_path, "dev")

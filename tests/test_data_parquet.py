@@ -75,6 +75,59 @@ def test_missing_column_is_named_with_the_file_and_what_it_has(tmp_path, column)
 
 
 @pytest.mark.parametrize(
+    ("column", "value", "kind"),
+    [
+        ("problem", 5, "int64"),
+        ("problem", b"bytes", "binary"),
+        ("answer", ["5"], "list<element: string>"),
+        ("answer", True, "bool"),
+        ("images", "a.png", "string"),
+        ("images", PICTURES[0], "binary"),
+        ("images", {"bytes": PICTURES[0], "path": None}, "struct<bytes: binary, path: null>"),
+        ("images", [{"url": "a"}], "list<element: struct<url: string>>"),
+        ("images", [5], "list<element: int64>"),
+        ("visual_key_info", ["B lies on AC."], "list<element: string>"),
+    ],
+)
+def test_column_of_another_type_is_named_with_what_is_expected(tmp_path, column, value, kind):
+    path = _write(tmp_path / "geo.parquet", [_row(**{column: value})])
+    with pytest.raises(DataError) as error:
+        load_problems(path)
+    assert f"{path}: column '{column}' is {kind}, expected " in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        ("answer", pa.array([5])),
+        ("answer", pa.array([5], pa.float64())),
+        ("problem", pa.array(["<image>Find x."], pa.large_string())),
+        ("visual_key_info", pa.array([KEY_INFO]).dictionary_encode()),
+        ("visual_key_info", pa.array([None])),
+        ("images", pa.array([PICTURES[:1]], pa.large_list(pa.large_binary()))),
+    ],
+)
+def test_column_types_that_hold_the_same_are_read(tmp_path, column, values):
+    table = pa.Table.from_pylist([_row()])
+    table = table.set_column(table.schema.names.index(column), column, values)
+    pq.write_table(table, tmp_path / "geo.parquet")
+    (problem,), _ = load_problems(tmp_path / "geo.parquet")
+    assert problem.question == "<image>Find x."
+    assert float(problem.answer) == 5
+    assert problem.images == (PICTURES[0],)
+
+
+def test_a_row_that_is_not_utf8_costs_no_other(tmp_path):
+    offsets, content = pa.array([0, 5, 7, 12], pa.int32()).buffers()[1], pa.py_buffer(b"Find \xff\xfeFind ")
+    table = pa.Table.from_pylist([_row()] * 3)
+    questions = pa.Array.from_buffers(pa.string(), 3, [None, offsets, content])
+    pq.write_table(table.set_column(0, "problem", questions), tmp_path / "geo.parquet")
+    problems, report = load_problems(tmp_path / "geo.parquet")
+    assert [problem.problem_id for problem in problems] == ["geo/0", "geo/2"]
+    assert "geo/1" in report.skipped["unreadable row"][0]
+
+
+@pytest.mark.parametrize(
     ("changes", "reason", "named"),
     [
         ({"answer": None}, "empty answer", "geo/1"),
@@ -83,6 +136,7 @@ def test_missing_column_is_named_with_the_file_and_what_it_has(tmp_path, column)
         ({"problem": "<image>Find x.", "images": []}, "pictures and markers differ in number", "geo/1"),
         ({"images": [b"no picture"]}, "corrupt image", "geo/1"),
         ({"images": [None]}, "absent image", "geo/1"),
+        ({"images": [b""]}, "corrupt image", "geo/1"),
         ({"visual_key_info": "<info2>late</info2>"}, "malformed visual_key_info", "<info2>late"),
     ],
 )
@@ -92,6 +146,13 @@ def test_bad_row_is_skipped_counted_and_named(tmp_path, changes, reason, named):
     assert list(report.skipped) == [reason]
     assert "geo/1" in report.skipped[reason][0]
     assert named in report.skipped[reason][0]
+
+
+def test_missing_number_is_an_empty_answer(tmp_path):
+    rows = [_row(answer=5.0), _row(answer=float("nan"))]
+    problems, report = load_problems(_write(tmp_path / "geo.parquet", rows))
+    assert [problem.answer for problem in problems] == ["5.0"]
+    assert "geo/1" in report.skipped["empty answer"][0]
 
 
 def test_file_that_is_no_parquet(tmp_path):

@@ -54,6 +54,30 @@ def test_dropped_problems_are_named_once():
     assert batches.dropped == {name: f"{name}: prompt above 9 tokens (it has 12)" for name in ("7", "17")}
 
 
+def _named(caplog):
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_a_drop_is_named_in_the_log_when_it_happens_and_once(caplog):
+    batches = _pipeline(shuffle=False)
+    _ids(batches, 1)
+    assert _named(caplog) == []
+    _ids(batches, 1)
+    assert _named(caplog) == ["dropped: 7: prompt above 9 tokens (it has 12)"]
+    _ids(batches, 12)  # two more epochs
+    assert [message.split(":")[1] for message in _named(caplog)] == [" 7", " 17"]
+
+
+def test_a_drop_before_a_resume_is_not_named_again(caplog):
+    first = _pipeline(shuffle=False)
+    _ids(first, 2)
+    resumed = _pipeline(shuffle=False)
+    resumed.set_state(first.get_state())
+    caplog.clear()
+    _ids(resumed, 10)
+    assert [message.split(":")[1] for message in _named(caplog)] == [" 17"]
+
+
 @pytest.mark.parametrize("done", [0, 3, 5, 7])
 def test_resumed_pipeline_continues_the_same(tmp_path, done):
     """Before the start, in the middle of an epoch, at its end, in the next; through an orbax checkpoint."""

@@ -123,7 +123,7 @@ def adam():
     """AdamW, a frozen vision tower, a KL term, two micro-batches, and the authors' way to average."""
     optimizer = make_optimizer(run_config().optimizer, 10)
     overrides = {
-        "fidelity": "paper",
+        "grpo__aggregation": "micro_batch_mean",
         "model__freeze_vision": True,
         "grpo__micro_batch_prompts": 4,
         "grpo__kl_coefficient": 0.5,

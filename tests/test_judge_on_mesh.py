@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from perception_r1_jax.errors import UserError
 from perception_r1_jax.inference import Generated
 from perception_r1_jax.judge.on_mesh import Judge, bucket_size, load_judge
 from perception_r1_jax.judge.prompts import JudgePrompt, JudgeRequest
@@ -158,8 +159,16 @@ def test_paper_fidelity_pastes_raw_and_reads_as_the_authors_do(processor):
     assert engine.batches == [["<info1>1</info1> ?"]]
 
 
+def test_paper_fidelity_reads_what_of_a_long_answer_there_is(processor):
+    settings = SETTINGS | {"max_prompt_tokens": 768, "fidelity": "paper"}
+    judge = Judge(ScriptedEngine(processor), processor, PROMPT, **settings)
+    (judgement,) = judge.judge([request(15, "many", tuple(range(15)))])
+    assert judgement.parsed < 15  # cut at max_new_tokens; the default refuses to ask ("too_many")
+    assert judgement == Judgement((1.0,) * judgement.parsed, 15, judgement.parsed, "ok")
+
+
 def test_unknown_mode_is_refused(processor):
-    with pytest.raises(ValueError, match="'loose'; choose one of constrained, free"):
+    with pytest.raises(UserError, match="'loose'; choose one of constrained, free"):
         Judge(ScriptedEngine(processor), processor, PROMPT, **SETTINGS | {"mode": "loose"})
 
 

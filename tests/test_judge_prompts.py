@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from perception_r1_jax.errors import UserError
 from perception_r1_jax.judge.prompts import JudgePrompt, JudgeRequest, load_prompt
 from perception_r1_jax.judge.verdicts import parse_verdicts
 
@@ -76,7 +77,7 @@ def test_templates_are_strings_or_lists_of_lines(tmp_path):
 def test_a_file_that_cannot_work_is_refused(tmp_path, content, complaint):
     path = tmp_path / "prompt.json"
     path.write_text(content)
-    with pytest.raises(ValueError, match=complaint) as error:
+    with pytest.raises(UserError, match=complaint) as error:
         load_prompt(path)
     assert str(path) in str(error.value)
 
@@ -84,7 +85,7 @@ def test_a_file_that_cannot_work_is_refused(tmp_path, content, complaint):
 def test_a_file_of_other_bytes_is_refused(tmp_path):
     path = tmp_path / "prompt.json"
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match="no JSON text"):
+    with pytest.raises(UserError, match="no JSON text"):
         load_prompt(path)
 
 

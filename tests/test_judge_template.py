@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import transformers
 
+from perception_r1_jax.errors import UserError
 from perception_r1_jax.judge.template import answer_template, answer_text
 from perception_r1_jax.judge.verdicts import parse_verdicts
 from perception_r1_jax.weights.random_checkpoint import SMALL_TOKENIZER
@@ -48,5 +49,5 @@ def marking_tokenizer(text: str, add_special_tokens: bool) -> list[int]:
 
 @pytest.mark.parametrize("encode", [merging_tokenizer, marking_tokenizer])
 def test_tokenizer_without_a_token_for_each_digit_is_refused(encode):
-    with pytest.raises(ValueError, match=r"judge\.mode='free'"):
+    with pytest.raises(UserError, match=r"judge\.mode='free'"):
         answer_template(SimpleNamespace(encode=encode), 12)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 
 import pytest
 import transformers
 
-from perception_r1_jax.models import ModelConfig, VisionConfig, abstract_params, load_config
+from perception_r1_jax.models import VisionConfig, abstract_params, load_config
+from tests import tiny
 
 MODELS = [f"Qwen2.5-VL-{size}-Instruct" for size in ("3B", "7B", "32B", "72B")]
 MODELS += [f"Qwen2.5-{size}-Instruct" for size in ("0.5B", "1.5B", "3B", "7B", "14B", "32B", "72B")]
@@ -79,15 +81,9 @@ def vl() -> dict:
     }
 
 
-SMALL = ModelConfig(
-    model_type="qwen2_5_vl",
+SMALL = dataclasses.replace(
+    tiny.CONFIG,
     vocab_size=128,
-    hidden_size=32,
-    intermediate_size=48,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
     tie_embeddings=True,
     rope_theta=50000.0,
     rms_norm_eps=1e-5,

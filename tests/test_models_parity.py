@@ -13,7 +13,7 @@ from flax import nnx
 from perception_r1_jax.grpo.log_probs import response_log_probs, row_mask
 from perception_r1_jax.grpo.losses import policy_loss
 from perception_r1_jax.inference import Engine, Sampling
-from perception_r1_jax.models import compute_logits, embed_prompts, forward, load_config
+from perception_r1_jax.models import compute_logits, embed_prompts, forward, load_config, vision
 from perception_r1_jax.models.attention import attention
 from perception_r1_jax.models.qwen2_5_vl import _model
 from perception_r1_jax.models.rope import vision_angles
@@ -100,10 +100,10 @@ def test_each_decoder_block(setup, row):
 @pytest.mark.parametrize("row", [0, 1])
 def test_each_vision_block(setup, row):
     prompt, config = setup.prompts[row], setup.config.vision
-    vision = prompt.vision
-    valid = vision.patch_valid
+    layout = prompt.vision
+    valid = layout.patch_valid
     graph, stacked = nnx.split(_model(setup.config, setup.params).vision.layers)
-    angles = vision_angles(jnp.asarray(vision.patch_positions)[None], config.hidden_size // config.num_heads, 10000.0)
+    angles = vision_angles(jnp.asarray(layout.patch_positions)[None], config.hidden_size // config.num_heads, 10000.0)
     blocks = setup.reference.blocks(prompt)["vision"]
     assert len(blocks) == config.depth
     for i, (entered, left) in enumerate(blocks):
@@ -112,7 +112,7 @@ def test_each_vision_block(setup, row):
         x[valid] = entered
         layer = nnx.merge(graph, jax.tree.map(lambda x, i=i: x[i], stacked))
         full = jnp.asarray(i in config.full_attention_layers)
-        ours = layer(jnp.asarray(x)[None], angles, jnp.asarray(valid)[None], jnp.asarray(vision.image_ids)[None], full)
+        ours = layer(jnp.asarray(x)[None], angles, jnp.asarray(valid)[None], jnp.asarray(layout.image_ids)[None], full)
         assert parity.relative_error(np.asarray(ours)[0][valid], left) < 1e-5, f"vision block {i}"
 
 
@@ -127,7 +127,7 @@ def swapped_sections(setup):
     return dataclasses.replace(setup.config, mrope_section=(third, second, first)), setup.params, setup.batch
 
 
-def band_for_windows(setup):
+def shifted_windows(setup):
     """Windows of another partition: every window starts half a window later."""
     batch = setup.batch
     shift = lambda x: np.roll(x.reshape(x.shape[0], -1, *x.shape[3:]), 32, axis=1).reshape(x.shape)  # noqa: E731
@@ -158,14 +158,14 @@ def without(path):
 
 
 def every_layer_windowed(setup):
-    vision = dataclasses.replace(setup.config.vision, full_attention_layers=())
-    return dataclasses.replace(setup.config, vision=vision), setup.params, setup.batch
+    windowed = dataclasses.replace(setup.config.vision, full_attention_layers=())
+    return dataclasses.replace(setup.config, vision=windowed), setup.params, setup.batch
 
 
 BREAKS = [
     (swapped_sections, 0),
     (plain_positions, 0),
-    (band_for_windows, 0),
+    (shifted_windows, 0),
     (every_layer_windowed, 0),
     (second_picture_dropped, 1),
     (without("decoder/layers/attention/k/bias"), 2),
@@ -179,6 +179,24 @@ BREAKS = [
 def test_a_defect_is_caught_by_a_wide_margin(setup, reference_logits, broken, row):
     logits = jax.jit(our_logits, static_argnums=0)(*broken(setup))
     assert errors(setup, reference_logits, logits)[row] > 100 * 1e-4
+
+
+def _attend_band(q, k, v, valid, image_ids):
+    """The 64 slots before and after, whatever their window, of the same picture."""
+    n, w, slots, heads, head = q.shape
+    q, k, v = (x.reshape(n, w * slots, heads, head) for x in (q, k, v))
+    picture = jnp.where(valid, image_ids[:, :, None], -1).reshape(n, w * slots)
+    near = jnp.abs(jnp.arange(w * slots)[:, None] - jnp.arange(w * slots)) <= slots
+    mask = (picture[:, :, None] == picture[:, None, :]) & (picture >= 0)[:, None, :] & near
+    return attention(q, k, v, mask).reshape(n, w, slots, heads, head)
+
+
+def test_a_band_for_windows_is_caught_by_a_wide_margin(setup, reference_logits, monkeypatch):
+    monkeypatch.setattr(vision, "_attend_windows", _attend_band)
+    # A function of its own: the trace of `our_logits` with the true windows may be kept.
+    logits = jax.jit(lambda params: our_logits(setup.config, params, setup.batch))(setup.params)
+    assert errors(setup, reference_logits, logits)[0] > 100 * 1e-4
+    assert errors(setup, reference_logits, logits)[2] < 1e-4  # the text has no windows
 
 
 def test_gradients_of_the_loss(setup):

@@ -12,17 +12,7 @@ import pytest
 from PIL import Image
 
 from perception_r1_jax.processing.images import PictureError, PictureProcessor, open_picture
-
-PREPROCESSOR = {
-    "min_pixels": 3136,
-    "max_pixels": 12845056,
-    "patch_size": 14,
-    "temporal_patch_size": 2,
-    "merge_size": 2,
-    "image_mean": [0.48145466, 0.4578275, 0.40821073],
-    "image_std": [0.26862954, 0.26130258, 0.27577711],
-    "image_processor_type": "Qwen2VLImageProcessor",
-}
+from perception_r1_jax.weights.random_checkpoint import PREPROCESSOR
 
 
 @pytest.fixture
@@ -139,6 +129,41 @@ def test_absent_pictures_are_named(tmp_path):
         open_picture(tmp_path / "gone.png")
 
 
+def test_a_folder_is_called_so(tmp_path):
+    with pytest.raises(PictureError, match=rf"image is a folder .{tmp_path}"):
+        open_picture(tmp_path)
+
+
+@pytest.mark.parametrize("fidelity", ["default", "paper"])
+@pytest.mark.parametrize("size", [(1, 1), (3, 500), (640, 480), (97, 1201), (2000, 1500), (28, 5600)])
+def test_the_grid_of_the_header_is_that_of_the_decoded_picture(directory, size, fidelity):
+    pictures = PictureProcessor.from_directory(directory, min_pixels=9_000, max_pixels=200_000, fidelity=fidelity)
+    picture = encode(Image.new("RGB", size))
+    assert pictures.read_grid(picture).tolist() == pictures(picture)[1].tolist()
+
+
+@pytest.mark.parametrize("fidelity", ["default", "paper"])
+def test_the_grids_of_the_320_diagrams_are_known_from_their_headers(shared_data, fidelity):
+    limits = {"max_pixels": 60_000, "fidelity": fidelity}
+    pictures = PictureProcessor.from_directory(shared_data / "qwen2_5_vl_tokenizer", **limits)
+    paths = sorted((shared_data / "geometry3k" / "images").glob("*/*.png"))
+    assert len(paths) >= 320
+    for path in paths:
+        assert pictures.read_grid(path).tolist() == pictures(path)[1].tolist(), path
+
+
+def test_the_grid_of_the_header_may_lie_on_its_side(directory):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture, pictures = encode(noise(112, 84), "JPEG", exif=exif), PictureProcessor.from_directory(directory)
+    assert pictures.read_grid(picture).tolist() == [1, 6, 8]
+    assert pictures(picture)[1].tolist() == [1, 8, 6]
+
+
+def test_reading_the_grid_decodes_no_pixel(directory):
+    assert PictureProcessor.from_directory(directory).read_grid(encode(noise(112, 84))[:200]).tolist() == [1, 6, 8]
+
+
 def test_sixteen_bit_grey_is_refused_since_it_would_turn_white():
     with pytest.raises(PictureError, match=r"unsupported image mode .*I;16"):
         open_picture(encode(Image.fromarray(np.full((8, 8), 4000, np.uint16))))
@@ -146,8 +171,17 @@ def test_sixteen_bit_grey_is_refused_since_it_would_turn_white():
 
 @pytest.mark.parametrize("fidelity", ["default", "paper"])
 def test_extreme_ratios_are_refused(directory, fidelity):
-    with pytest.raises(PictureError, match=r"image of unusable size .*ratio"):
-        PictureProcessor.from_directory(directory, fidelity=fidelity)(encode(noise(1, 201)))
+    pictures = PictureProcessor.from_directory(directory, fidelity=fidelity)
+    for read in (pictures, pictures.read_grid):
+        with pytest.raises(PictureError, match=r"image of unusable size .*ratio"):
+            read(encode(noise(1, 201)))
+
+
+def test_a_side_that_the_authors_resize_cuts_to_nothing_is_refused(directory):
+    pictures = PictureProcessor.from_directory(directory, min_pixels=1, max_pixels=100, fidelity="paper")
+    for read in (pictures, pictures.read_grid):
+        with pytest.raises(PictureError, match="image of unusable size"):
+            read(encode(noise(1, 150)))
 
 
 def test_directories_that_cannot_serve_are_errors(tmp_path, directory):

@@ -15,7 +15,7 @@ import perception_r1_jax
 from perception_r1_jax.data.errors import DroppedProblem
 from perception_r1_jax.processing import Processor, PromptTooLong
 from perception_r1_jax.processing.prompts import user_content
-from perception_r1_jax.processing.tokenizer import VISION_TOKENS, load_tokenizer
+from perception_r1_jax.processing.tokenizer import VISION_TOKENS, load_tokenizer, read_stop_ids
 from perception_r1_jax.records import Problem
 from tests.test_processing_images import PREPROCESSOR
 
@@ -131,6 +131,18 @@ def test_contents_of_the_user_turn():
     assert user_content(make_problem("a", b"", b"")) == [image, image, text]
 
 
+def test_without_markers_the_text_is_verbatim(vl, vision_ids):
+    assert user_content(make_problem("a<image>b", b"", b""), markers=False) == [
+        {"type": "image"},
+        {"type": "image"},
+        {"type": "text", "text": "a<image>b"},
+    ]
+    prompt = vl.prompt(make_problem("Is <image> a tag?", picture(84, 56)), markers=False)
+    assert shown(vl, prompt).endswith(
+        "user\n<|vision_start|>[6]<|vision_end|>Is <image> a tag?<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
 def test_image_tokens_slots_and_positions_agree(vl, vision_ids):
     prompt = vl.prompt(make_problem("<image>Is it\n<image> or not?", picture(84, 56), picture(140, 280)))
     is_image = prompt.tokens == vision_ids["<|image_pad|>"]
@@ -173,6 +185,18 @@ def test_ids_of_the_model_directory(vl, text_only, vision_ids):
     assert text_only.banned_ids == ()
 
 
+@pytest.mark.parametrize("layout", [{"eos_token_id": 9}, {"text_config": {"eos_token_id": 9}}])
+def test_stop_ids_of_either_layout_of_the_config(tmp_path, vl, layout):
+    write(tmp_path, config=layout)
+    assert read_stop_ids(tmp_path, vl.tokenizer) == (9,)
+    write(tmp_path, generation_config={"eos_token_id": [5, 6]})
+    assert read_stop_ids(tmp_path, vl.tokenizer) == (5, 6)
+
+
+def test_without_any_end_id_the_tokenizer_s_is_taken(tmp_path, vl):
+    assert read_stop_ids(tmp_path, vl.tokenizer) == (vl.tokenizer.eos_token_id,)
+
+
 def test_decoding_leaves_special_tokens_out(vl, vision_ids):
     ids = [*vl.chat.encode_text("Let x be <think>"), vision_ids["<|im_end|>"], vision_ids["<|image_pad|>"], 1999]
     assert vl.decode(ids) == vl.decode(np.array(ids)) == "Let x be <think>"
@@ -185,6 +209,7 @@ def test_decoding_leaves_special_tokens_out(vl, vision_ids):
         ("<image>a", [], "pictures and markers differ in number .0 pictures for 1 "),
         ("a", [picture(56, 56), b"broken"], "corrupt image .picture 2: 6 bytes"),
         ("a", [Path("gone.png")], "absent image .picture 1: gone.png"),
+        ("a", [Path(".")], r"image is a folder .picture 1: \."),
         ("a", [picture(1, 300)], "image of unusable size .picture 1"),
         ("a \ud800", [], "text is not Unicode"),
     ],
@@ -208,6 +233,19 @@ def test_prompts_above_a_limit_are_dropped_never_cut(vl_dir):
     assert (caught.value.problem_id, caught.value.limit) == ("g/7", 80)
     with pytest.raises(PromptTooLong, match=r"g/7: prompt above 2 windows .it has 3"):
         vl.prompt(make_problem("a", picture(336, 56)))
+
+
+def test_a_prompt_above_a_limit_costs_no_decoding(vl_dir, monkeypatch):
+    vl = Processor.from_directory(vl_dir, tokenizer_dir=SMALL_TOKENIZER, max_prompt_tokens=80, max_windows=2)
+    whole = vl.prompt(make_problem("a", picture(224, 112)))
+    decoded = []
+    monkeypatch.setattr("perception_r1_jax.processing.images.open_picture", decoded.append)
+    extra = 81 - len(whole.tokens)
+    with pytest.raises(PromptTooLong, match=r"above 80 tokens .it has 81"):
+        vl.prompt(make_problem("a" + " a" * extra, picture(224, 112)))
+    with pytest.raises(PromptTooLong, match=r"above 2 windows .it has 3"):
+        vl.prompt(make_problem("a", picture(336, 56)))
+    assert decoded == []
 
 
 def test_a_template_without_pictures_is_named(vl_dir):
@@ -240,9 +278,10 @@ def test_a_missing_or_broken_tokenizer_is_named(vl_dir, tmp_path):
 
 def test_the_tokenizer_of_another_model_is_refused(vl_dir):
     config = json.loads((vl_dir / "config.json").read_text())
-    write(vl_dir, config={**config, "image_token_id": 3})
-    with pytest.raises(ValueError, match="image_token_id 3: give the model's own"):
-        Processor.from_directory(vl_dir, tokenizer_dir=SMALL_TOKENIZER)
+    for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id", "vision_token_id"):
+        write(vl_dir, config={**config, name: 3})
+        with pytest.raises(ValueError, match=r"has <\|\w+\|> at 15\d\d, the model's config at 3: give the model's own"):
+            Processor.from_directory(vl_dir, tokenizer_dir=SMALL_TOKENIZER)
     write(vl_dir, config={**config, "vocab_size": 100})
     with pytest.raises(ValueError, match="ids, the model 100"):
         Processor.from_directory(vl_dir, tokenizer_dir=SMALL_TOKENIZER)

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from perception_r1_jax.errors import UserError
 from perception_r1_jax.rewards.custom import custom_reward, load_reward
 
 
@@ -31,14 +32,14 @@ def test_load_and_call(own_rewards):
         ("own_rewards", "package.module:function"),
         (":units", "package.module:function"),
         ("own_rewards:", "package.module:function"),
-        ("no_such_module:units", "ModuleNotFoundError"),
+        ("no_such_module:units", r"ModuleNotFoundError.*\. The module must be .* PYTHONPATH\."),
         ("own_rewards:nothing", "AttributeError.*nothing"),
         ("own_rewards:CONSTANT", "int, not a function"),
         ("broken_rewards:units", "ZeroDivisionError"),
     ],
 )
 def test_errors_name_the_path(own_rewards, path, reason):
-    with pytest.raises(ValueError, match=f"config.reward.function.*{path}.*{reason}"):
+    with pytest.raises(UserError, match=f"config.reward.function.*{path}.*{reason}"):
         load_reward(path)
 
 

@@ -59,7 +59,7 @@ def test_a_failed_judgement(pool, caplog, policy, total, valid):
     np.testing.assert_array_equal(scores.valid, [valid, [True, True]])
     assert np.isnan(scores.terms["visual"][0, 1])
     assert scores.counts["judge/missing"] == 1
-    assert "judge reward of problem with facts: missing" in caplog.text
+    assert "judge reward: 1 missing, of the problems with facts" in caplog.text
 
 
 def test_abort(pool):
@@ -74,7 +74,7 @@ def test_a_time_out_drops_its_response_and_no_other(pool, caplog):
     np.testing.assert_allclose(scores.total, [[1.0, 0.0], [0.9, -1.0]], rtol=1e-6)
     assert np.isnan(scores.terms["accuracy"][0, 1])
     assert (scores.counts["accuracy/timed_out"], scores.counts["dropped"]) == (1, 1)
-    assert "accuracy reward of problem with facts: timed_out" in caplog.text
+    assert "accuracy reward: 1 timed_out, of the problems with facts" in caplog.text
 
 
 def test_without_a_judge_the_visual_term_adds_nothing(pool):
@@ -94,7 +94,7 @@ def test_a_reward_of_the_users_own(pool, caplog):
     np.testing.assert_allclose(scores.total, [[1.0, 0.0], [2.9, 0.0]], rtol=1e-6)
     np.testing.assert_array_equal(scores.valid, [[True, True], [True, False]])
     assert (scores.counts["custom/ok"], scores.counts["custom/failed"]) == (3, 1)
-    assert "custom reward of problem without facts: failed ZeroDivisionError" in caplog.text
+    assert "custom reward: 1 failed, of the problems without facts: ZeroDivisionError" in caplog.text
 
 
 def test_settings_from_a_config():

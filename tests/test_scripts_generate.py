@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import safetensors.numpy
@@ -18,7 +20,7 @@ from tests import parity
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "generate.py"
 NEW_TOKENS = 24
-QUESTION = "In triangle ABC, AB = 16 and the angle at C is 98°. How long is BC?"
+QUESTION = "<image>In triangle ABC, AB = 16 and the angle at C is 98°. How long is BC?"  # the tag is text here
 PICTURES = {"a.png": (140, 84), "b.png": (96, 230)}
 
 
@@ -221,13 +223,13 @@ def broken_model(folder: Path, model: Path, fault: str) -> Path:
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("absent", "is not a directory. Understood are a Hugging Face directory"),
-        ("no weights", "holds no model. Understood are"),
+        ("absent", "is not a directory. Give one that holds a model"),
+        ("no weights", "holds no model: neither model.safetensors or"),
         ("damaged weights", "is not a readable safetensors file"),
         ("other architecture", "config.json: model_type 'llama' is not supported"),
         ("config not an object", "config.json: a list, not a JSON object"),
         ("other weights", "12 missing: model.layers.3."),
-        ("config.json", "config.json is missing beside the weights"),
+        ("config.json", "config.json is missing: copy it"),
         ("no tokenizer", "has neither tokenizer.json nor vocab.json and merges.txt"),
         ("damaged tokenizer", "cannot be read"),
         ("tokenizer_config.json", "has no tokenizer_config.json: give the directory of the tokenizer"),
@@ -246,12 +248,11 @@ def test_a_model_that_cannot_be_used_is_explained(script, folder, tmp_path, faul
 @pytest.mark.parametrize(
     ("model", "options", "message"),
     [
-        ("published", ["--image", "bad.png"], "the prompt: corrupt image (picture 1: bad.png"),
-        ("published", ["--image", "a.png", "--image", "no.png"], "the prompt: absent image (picture 2: no.png)"),
-        ("published", ["--image", "."], "the prompt: absent image (picture 1: .)"),
-        ("text", ["--image", "a.png"], "the prompt: pictures for a text-only model"),
-        ("published", ["--prompt", "<image> or <image>?", "--image", "a.png"], "1 pictures for 2 <image> markers"),
-        ("text", ["--prompt", "\udcff"], "the prompt: text is not Unicode"),
+        ("published", ["--image", "bad.png"], "error: corrupt image (picture 1: bad.png"),
+        ("published", ["--image", "a.png", "--image", "no.png"], "error: absent image (picture 2: no.png)"),
+        ("published", ["--image", "."], "error: image is a folder (picture 1: .)"),
+        ("text", ["--image", "a.png"], "error: pictures for a text-only model"),
+        ("text", ["--prompt", "\udcff"], "error: text is not Unicode"),
     ],
 )
 def test_a_prompt_that_cannot_be_used_is_explained(script, folder, monkeypatch, model, options, message):
@@ -280,6 +281,23 @@ def test_a_wrong_command_line_is_explained(script, capsys, options, message):
         script.main(["--model", "m", "--prompt", "hi", *options])
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_platform_without_devices_is_explained(script, monkeypatch):
+    """What jax says where no plugin (an assertion) or no driver is there."""
+    for fault, told in (AssertionError(), "it has no device"), (RuntimeError("no\ndriver"), "no driver"):
+        monkeypatch.setattr("jax.devices", mock.Mock(side_effect=fault))
+        with pytest.raises(SystemExit, match=rf"^error: JAX_PLATFORMS=\w+ cannot be used: {told}"):
+            script.main(["--model", "m", "--prompt", "hi"])
+
+
+def test_an_unknown_platform_as_a_command(folder):
+    command = [sys.executable, str(SCRIPT), "--model", "text", "--prompt", "hi"]
+    environment = os.environ | {"JAX_PLATFORMS": "abacus"}
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: JAX_PLATFORMS=abacus cannot be used: ")
+    assert "Traceback" not in done.stderr
 
 
 def test_an_error_as_a_command(folder):

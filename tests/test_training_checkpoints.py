@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import grain
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 
+from perception_r1_jax.errors import UserError
 from perception_r1_jax.sharding import make_mesh
 from perception_r1_jax.training.checkpoints import Checkpoints
 from perception_r1_jax.training.state import TrainState, abstract_state, state_shardings
@@ -102,6 +105,21 @@ def test_what_is_not_there_is_an_error_that_says_what_is(tmp_path):
         checkpoints.save(4, small_state(4), make_data())
         with pytest.raises(FileNotFoundError, match=r"no checkpoint of step 3; it has steps \[4\]"):
             checkpoints.restore(3, small_state(0), make_data())
+
+
+@pytest.mark.parametrize("file", ["params/_METADATA", "optimizer/manifest.ocdbt", "data/process_0-of-1.json"])
+def test_a_damaged_checkpoint_is_an_error_and_can_be_removed(tmp_path, file):
+    with Checkpoints(tmp_path, keep_last=2) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, small_state(step), make_data())
+    (tmp_path / "2" / file).unlink()
+    with Checkpoints(tmp_path, keep_last=2) as checkpoints:
+        with pytest.raises(UserError, match=f"{tmp_path / '2'} cannot be read (?s:.)*can be removed") as caught:
+            checkpoints.restore(2, small_state(0), make_data())
+        assert len(str(caught.value)) < 800
+    shutil.rmtree(tmp_path / "2")
+    with Checkpoints(tmp_path, keep_last=2) as checkpoints:
+        assert int(checkpoints.restore(checkpoints.latest_step(), small_state(0), make_data()).step) == 1
 
 
 def test_another_model_is_an_error(tmp_path):

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 
+from perception_r1_jax.errors import UserError
 from perception_r1_jax.models import load_config
 from perception_r1_jax.processing import Processor
 from perception_r1_jax.training.models import keep_side_files, prepare_model
@@ -21,12 +22,21 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(folder):
-    return prepare_model("random", "", "qwen2_5_vl", folder / "policy", seed=1)
+    return prepare_model("model.path", "random", "", "qwen2_5_vl", folder / "policy", seed=1)
 
 
-def test_a_given_model_is_left_where_it_is(tmp_path):
-    assert prepare_model(str(tmp_path / "mine"), "", "qwen2", tmp_path / "made", 0) == tmp_path / "mine"
+def test_a_given_model_is_left_where_it_is(model, tmp_path):
+    assert prepare_model("model.path", str(model), "", "qwen2_5_vl", tmp_path / "made", 0) == model
     assert not (tmp_path / "made").exists()
+
+
+def test_a_model_that_cannot_be_used_is_named_with_its_field(model, tmp_path):
+    with pytest.raises(UserError, match=rf"config\.judge\.path = '{tmp_path}': .* holds no model"):
+        prepare_model("judge.path", str(tmp_path), "", "qwen2", tmp_path / "made", 0)
+    other = shutil.copytree(model, tmp_path / "other")
+    (other / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(UserError, match=r"config\.model\.path = .*model_type 'llama' is not supported"):
+        prepare_model("model.path", str(other), "", "qwen2_5_vl", tmp_path / "made", 0)
 
 
 def test_a_random_model_is_made_and_converted(folder, model):
@@ -38,7 +48,7 @@ def test_a_random_model_is_made_and_converted(folder, model):
 
 def test_a_random_model_is_made_once(folder, model):
     before = {path: path.stat().st_mtime_ns for path in (folder / "policy").rglob("*")}
-    assert prepare_model("random", "", "qwen2_5_vl", folder / "policy", seed=1) == model
+    assert prepare_model("model.path", "random", "", "qwen2_5_vl", folder / "policy", seed=1) == model
     assert {path: path.stat().st_mtime_ns for path in (folder / "policy").rglob("*")} == before
 
 
@@ -48,7 +58,7 @@ def test_a_conversion_that_was_cut_off_is_done_again(folder, model, tmp_path):
     shutil.copytree(folder / "policy" / "hf", cut / "hf")
     (cut / "converted").mkdir()
     (cut / "hf" / "stale").write_text("of the first attempt")
-    again = prepare_model("random", "", "qwen2_5_vl", cut, seed=1)
+    again = prepare_model("model.path", "random", "", "qwen2_5_vl", cut, seed=1)
     assert locate_model(again).kind == "orbax"
     assert not (cut / "hf" / "stale").exists()
 

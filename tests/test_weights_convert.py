@@ -67,17 +67,26 @@ def test_the_dtype_can_be_changed_on_the_way(tmp_path):
     assert json.loads((tmp_path / "full" / "config.json").read_text())["torch_dtype"] == "float32"
 
 
-def test_nothing_is_overwritten_and_nothing_converted_twice(tmp_path):
+def test_nothing_is_overwritten(tmp_path):
+    source, file = write_random_checkpoint(tmp_path / "hf", "qwen2"), tmp_path / "file"
+    (tmp_path / "jax").mkdir()
+    convert_huggingface(source, tmp_path / "jax")
+    file.write_text("mine")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for write, model in ((convert_huggingface, source), (export_huggingface, tmp_path / "jax")):
+        for out in (source, tmp_path / "jax", file):
+            with pytest.raises(CheckpointError, match=f"^{out} is taken: choose a new or empty directory"):
+                write(model, out)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_nothing_is_converted_twice(tmp_path):
     source = write_random_checkpoint(tmp_path / "hf", "qwen2")
     convert_huggingface(source, tmp_path / "jax")
-    with pytest.raises(CheckpointError, match="params is there already"):
-        convert_huggingface(source, tmp_path / "jax")
     with pytest.raises(CheckpointError, match="is a converted checkpoint already"):
         convert_huggingface(tmp_path / "jax", tmp_path / "jax2")
     with pytest.raises(CheckpointError, match="is a Hugging Face directory already"):
         export_huggingface(source, tmp_path / "back")
-    with pytest.raises(CheckpointError, match=r"config\.json is there already"):
-        export_huggingface(tmp_path / "jax", source)
 
 
 def test_another_architecture_is_refused(tmp_path):

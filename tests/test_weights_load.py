@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 
@@ -15,7 +16,13 @@ from safetensors.numpy import save_file
 
 from perception_r1_jax.models import abstract_params, load_config, logical_axes
 from perception_r1_jax.sharding import make_mesh, tree_shardings
-from perception_r1_jax.weights import CheckpointError, convert_huggingface, load_params, locate_model
+from perception_r1_jax.weights import (
+    CheckpointError,
+    convert_huggingface,
+    export_huggingface,
+    load_params,
+    locate_model,
+)
 from perception_r1_jax.weights.names import flatten, hf_tensors, nested_name
 from perception_r1_jax.weights.random_checkpoint import write_random_checkpoint
 from perception_r1_jax.weights.safetensors_io import stored_tensors
@@ -85,9 +92,10 @@ def test_parameters_are_laid_out_by_the_rules(config, mesh, params):
     assert gate.addressable_shards[0].data.size == gate.size // 4  # over fsdp and tensor
 
 
-@pytest.mark.parametrize("sizes", [(1, 8, 1), (1, 1, 8)])
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (1, 8, 1), (1, 1, 8)])
 def test_the_mesh_does_not_change_the_values(folder, config, params, sizes):
-    assert_same(load_params(folder, config, make_mesh(*sizes)), params)
+    mesh = make_mesh(*sizes, devices=jax.devices()[: math.prod(sizes)])
+    assert_same(load_params(folder, config, mesh), params)
 
 
 def test_the_dtype_is_kept_or_cast(folder, config, mesh, params, tmp_path):
@@ -205,6 +213,69 @@ def test_a_checkpoint_of_another_shape_is_refused(run, config, mesh):
         load_params(run, other, mesh)
 
 
+def _delete(path):
+    path.unlink()
+
+
+def _halve(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory, folder):
+    out = tmp_path_factory.mktemp("converted") / "model"
+    convert_huggingface(folder, out)
+    return out
+
+
+INDEX, CHUNKS = "params/d/*", "params/ocdbt.process_0/d/*"
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        ("_CHECKPOINT_METADATA", _delete),
+        ("params/_METADATA", _delete),
+        ("params/_METADATA", _halve),
+        (INDEX, _delete),
+        (INDEX, _halve),
+        (CHUNKS, _delete),
+        (CHUNKS, _halve),
+    ],
+)
+def test_a_damaged_checkpoint_is_one_sentence(converted, config, mesh, tmp_path, capfd, file, damage):
+    copy = shutil.copytree(converted, tmp_path / "copy")
+    damage(max((copy / "params").glob(file), key=lambda path: path.stat().st_size))
+    capfd.readouterr()
+    with pytest.raises(
+        CheckpointError, match=f"^{copy / 'params'} cannot be read: .*Convert the model again"
+    ) as caught:
+        load_params(copy, config, mesh)
+    assert "\n" not in str(caught.value)
+    assert "Traceback" not in capfd.readouterr().err  # from the threads of the storage layer
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        export_huggingface(copy, tmp_path / "back")
+
+
+@pytest.mark.parametrize("file", ["params/_METADATA", INDEX, CHUNKS])
+def test_a_damaged_step_of_a_training_run_is_one_sentence(run, config, mesh, tmp_path, file):
+    copy = shutil.copytree(run, tmp_path / "run")
+    step = copy / "checkpoints" / "10"
+    _delete(max(step.glob(file), key=lambda path: path.stat().st_size))
+    with pytest.raises(CheckpointError, match=f"^{step} cannot be read: .* choose another step of the training run"):
+        load_params(copy, config, mesh)
+    load_params(copy / "checkpoints" / "2", config, mesh)
+
+
+def test_memory_that_runs_out_is_not_called_damage(converted, config, mesh, monkeypatch):
+    def full(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(ocp, "load", full)
+    with pytest.raises(MemoryError):
+        load_params(converted, config, mesh)
+
+
 def _nothing(folder):
     folder.mkdir()
 
@@ -226,10 +297,10 @@ def _run_without_checkpoint(folder):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda folder: None, "is not a directory. Understood are a Hugging Face directory"),
-        (_nothing, "holds no model. Understood are a Hugging Face directory"),
-        (_config_without_weights, "holds no model. Understood are a Hugging Face directory"),
-        (_weights_without_config, "config.json is missing beside the weights"),
+        (lambda folder: None, "is not a directory. Give one that holds a model"),
+        (_nothing, "holds no model: neither model.safetensors or model.safetensors.index.json (Hugging Face), nor"),
+        (_config_without_weights, "holds no model: neither"),
+        (_weights_without_config, "config.json is missing: copy it from where the weights come from"),
         (_run_without_checkpoint, "holds no finished checkpoint yet"),
     ],
 )

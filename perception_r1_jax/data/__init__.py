@@ -6,10 +6,9 @@ from perception_r1_jax.data.errors import DataError, DroppedProblem
 from perception_r1_jax.data.key_info import format_key_info, parse_key_info
 from perception_r1_jax.data.load import load_problems
 from perception_r1_jax.data.pipeline import PromptBatches, make_pipeline
-from perception_r1_jax.data.scan import IMAGE_MARKER, ScanReport
+from perception_r1_jax.data.scan import ScanReport
 
 __all__ = [
-    "IMAGE_MARKER",
     "Annotations",
     "DataError",
     "DroppedProblem",

@@ -131,7 +131,10 @@ def parse_literal(text: str) -> tuple:
     """`Name(argument, ...)`, nested, as a tuple. Raises `LeftOutLiteral` where the text is no such form."""
     if not text.strip():
         raise LeftOutLiteral(EMPTY)
-    form = _parse(text)
+    try:
+        form = _parse(text)
+    except RecursionError as error:  # parentheses without end
+        raise LeftOutLiteral(UNREADABLE) from error
     if isinstance(form, str):
         raise LeftOutLiteral(UNREADABLE)
     return form

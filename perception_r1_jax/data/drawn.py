@@ -12,8 +12,7 @@ import random
 
 from PIL import Image, ImageDraw, ImageFont
 
-from perception_r1_jax.data.scan import IMAGE_MARKER
-from perception_r1_jax.records import Problem
+from perception_r1_jax.records import IMAGE_MARKER, Problem
 
 SPLITS = ("train", "val", "test")
 DRAWN_PROBLEMS = 512

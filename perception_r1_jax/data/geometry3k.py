@@ -12,8 +12,8 @@ from typing import Any
 
 from perception_r1_jax.data.annotations import render_annotations
 from perception_r1_jax.data.errors import DroppedProblem
-from perception_r1_jax.data.scan import IMAGE_MARKER, ScanReport
-from perception_r1_jax.records import Problem
+from perception_r1_jax.data.scan import ScanReport
+from perception_r1_jax.records import IMAGE_MARKER, Problem
 
 FIELDS = {
     "id": int | str,
@@ -23,6 +23,14 @@ FIELDS = {
     "diagram_logic_form": list,
 }
 """The fields that every row must have, and their types."""
+
+OPTIONAL_FIELDS = {
+    "annotat_text": str | None,
+    "answer_rounded": str | None,
+    "answer_value": str | None,
+    "choices": list | None,
+}
+"""Fields that a row may have; null is the same as none."""
 
 
 def read_geometry3k(folder: Path, split: str, report: ScanReport) -> Iterator[Problem | DroppedProblem]:
@@ -44,13 +52,17 @@ def read_geometry3k(folder: Path, split: str, report: ScanReport) -> Iterator[Pr
 def _parse_row(line: bytes, place: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DroppedProblem(place, "invalid JSON", str(error)) from error
     if not isinstance(row, dict):
         raise DroppedProblem(place, "not a JSON object", type(row).__name__)
-    wrong = [field for field, kind in FIELDS.items() if field not in row or not isinstance(row[field], kind)]
+    missing = [field for field in FIELDS if field not in row]
+    if missing:
+        raise DroppedProblem(place, "missing fields", f"{', '.join(missing)}; found {', '.join(row)}")
+    kinds = FIELDS | OPTIONAL_FIELDS
+    wrong = [field for field, kind in kinds.items() if not isinstance(row.get(field), kind)]
     if wrong:
-        raise DroppedProblem(place, "missing or mistyped fields", f"{', '.join(wrong)}; found {', '.join(row)}")
+        raise DroppedProblem(place, "mistyped fields", ", ".join(f"{field} is {row[field]!r}" for field in wrong))
     return row
 
 
@@ -63,20 +75,25 @@ def _to_problem(row: dict[str, Any], folder: Path, split: str, report: ScanRepor
         problem_id=problem_id,
         question=IMAGE_MARKER + question,
         images=(folder / row["image"],),
-        answer=ground_truth(row, question),
+        answer=ground_truth(row, question, problem_id),
         annotations=rendered.sentences,
         row=row,
     )
 
 
-def ground_truth(row: dict[str, Any], question: str) -> str:
+def ground_truth(row: dict[str, Any], question: str, problem_id: str) -> str:
     r"""The answer that the question asks for: rounded where it says so, else exact (LaTeX).
 
     The rounded answer was derived from `problem_text`; where only the other wording of the question asks
     for rounding, the right choice is the rounded answer.
+
+    Raises:
+        DroppedProblem: the question asks for rounding, and the row has neither.
     """
     if row.get("answer_rounded"):
         return row["answer_rounded"]
-    if "nearest" in question and row.get("choices"):
-        return row["answer_value"]
-    return row["answer_latex"] or ""
+    if "nearest" not in question:
+        return row["answer_latex"] or ""
+    if not (row.get("choices") and row.get("answer_value")):
+        raise DroppedProblem(problem_id, "no rounded answer", "neither answer_rounded nor choices and answer_value")
+    return row["answer_value"]

@@ -43,6 +43,11 @@ def _read(path: str, split: str, report: ScanReport) -> Iterator[Problem | Dropp
         raise DataError(f"No data at {source.absolute()}. Set data.path to a folder or parquet file, or to 'drawn'.")
     if source.is_file() and source.suffix == ".parquet":
         return read_parquet(source)
+    if source.is_file() and source.suffix == ".jsonl":
+        raise DataError(
+            f"{source} is one file of a folder. Set data.path to {source.absolute().parent} and data.split to "
+            f"{source.stem!r}."
+        )
     if (source / f"{split}.jsonl").is_file():
         return read_geometry3k(source, split, report)
     files = sorted(source.glob(f"{split}*.parquet"))

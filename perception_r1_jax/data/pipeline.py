@@ -2,13 +2,14 @@
 
     problems -> shuffle (by seed and epoch) -> repeat -> to_prompt (threads, ahead) -> batches
 
-A problem that `to_prompt` drops is counted, named and replaced by the next one of its epoch, so every batch
+A problem that `to_prompt` drops is counted, named in the log and replaced by the next one of its epoch, so every batch
 is full. A batch never crosses into the next epoch: of n usable problems an epoch gives floor(n / batch_size)
 batches, and the rest of its order waits for another shuffle (METHOD.md: floor(1442 / 128) = 11).
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,6 +18,8 @@ import grain
 
 from perception_r1_jax.data.errors import DataError, DroppedProblem
 from perception_r1_jax.records import Problem, Prompt
+
+logger = logging.getLogger(__name__)
 
 Item = tuple[int, Prompt | DroppedProblem]
 """The epoch (from 0), and what became of one of its problems."""
@@ -99,10 +102,16 @@ class PromptBatches(grain.DatasetIterator[list[Prompt]]):
                 self._check_fills(epochs)
                 batch = []
             if isinstance(prompt, DroppedProblem):
-                self.dropped[prompt.problem_id] = str(prompt)
+                self._drop(prompt)
             else:
                 batch.append(prompt)
         return batch
+
+    def _drop(self, problem: DroppedProblem) -> None:
+        """Names a problem the first time; each epoch drops it again."""
+        if problem.problem_id not in self.dropped:
+            self.dropped[problem.problem_id] = str(problem)
+            logger.warning("dropped: %s", problem)
 
     def _check_fills(self, epochs: list[int]) -> None:
         """A third epoch within one batch means that the second, a whole one, did not fill it."""

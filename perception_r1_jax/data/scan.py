@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 from collections.abc import Iterable
-from pathlib import Path
-
-from PIL import Image
 
 from perception_r1_jax.data.annotations import Annotations
 from perception_r1_jax.data.errors import DroppedProblem
-from perception_r1_jax.records import ImageSource, Problem
+from perception_r1_jax.data.pictures import PictureError, open_header
+from perception_r1_jax.records import IMAGE_MARKER, ImageSource, Problem
 
-IMAGE_MARKER = "<image>"
 NAMES_SHOWN = 5
 
 
@@ -89,6 +85,7 @@ def _checked(row: Problem | DroppedProblem, seen: dict[str, Problem]) -> Problem
         raise row
     if row.problem_id in seen:
         raise DroppedProblem(row.problem_id, "duplicate id")
+    _check_unicode(row)
     if not row.answer.strip():
         raise DroppedProblem(row.problem_id, "empty answer")
     markers = row.question.count(IMAGE_MARKER)
@@ -104,13 +101,20 @@ def _checked(row: Problem | DroppedProblem, seen: dict[str, Problem]) -> Problem
 
 def _check_header(source: ImageSource, problem_id: str) -> None:
     """Reads a picture's kind and size, no pixels: damage further on shows when the picture is decoded."""
-    if isinstance(source, Path) and not source.is_file():
-        raise DroppedProblem(problem_id, "absent image", str(source))
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source):
+        with open_header(source):
             pass
-    except Exception as error:  # Pillow raises nearly anything for a damaged file.
-        raise DroppedProblem(problem_id, "corrupt image", str(error)) from error
+    except PictureError as error:
+        raise DroppedProblem(problem_id, error.reason, error.detail) from error
+
+
+def _check_unicode(problem: Problem) -> None:
+    """Lone surrogates, which JSON can hold, can be neither tokenized nor printed."""
+    for text in (problem.problem_id, problem.question, problem.answer, *problem.annotations):
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise DroppedProblem(problem.problem_id, "text is not Unicode", str(error)) from error
 
 
 def _some(names: list[str]) -> str:

@@ -39,7 +39,7 @@ def make_train_step(
 
     Args:
         model: the policy's shapes.
-        config: the run's; `fidelity`, `grpo`, `rollout` and `model` are read.
+        config: the run's; `grpo`, `rollout` and `model` are read.
         mesh: where the state lies.
         optimizer: the one that made the state.
         banned_ids: tokens that sampling never takes.
@@ -114,7 +114,7 @@ def _log_prob_options(config, banned_ids):
 
 def _batch_weights(config, mask):
     """`token_weights` of the whole batch, [N, G, C]."""
-    aggregation = "micro_batch_mean" if config.fidelity == "paper" else config.grpo.aggregation
+    aggregation = config.grpo.aggregation
     weights = token_weights(_rows(mask), aggregation, max_tokens=config.rollout.response_buckets[-1])
     return weights.reshape(mask.shape)
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from perception_r1_jax.errors import UserError
 from perception_r1_jax.inference import Engine, Generated, Sampling
 from perception_r1_jax.judge.prompts import JudgePrompt, JudgeRequest, load_prompt
 from perception_r1_jax.judge.template import MODES, answer_template, answer_text
@@ -65,13 +66,13 @@ class Judge:
         """Args as in `config.judge`; with fidelity "paper" texts are pasted in raw and answers read as the authors do.
 
         Raises:
-            ValueError: an unknown mode, fidelity "paper" in another mode than "free", or (constrained) a tokenizer
+            UserError: an unknown mode, fidelity "paper" in another mode than "free", or (constrained) a tokenizer
                 without a single token for a verdict's digit.
         """
         if mode not in MODES:
-            raise ValueError(f"config.judge.mode is {mode!r}; choose one of {', '.join(MODES)}.")
+            raise UserError(f"config.judge.mode is {mode!r}; choose one of {', '.join(MODES)}.")
         if fidelity == "paper" and mode != "free":
-            raise ValueError(f"the judge's mode is {mode!r}; with fidelity 'paper' it must be 'free'.")
+            raise UserError(f"the judge's mode is {mode!r}; with fidelity 'paper' it must be 'free'.")
         self.prompt = prompt
         self._engine = engine
         self._processor = dataclasses.replace(processor, max_prompt_tokens=max_prompt_tokens)

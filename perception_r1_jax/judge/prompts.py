@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from perception_r1_jax.errors import UserError
 from perception_r1_jax.judge.sanitise import sanitise
 
 DEFAULT_PROMPT = Path(__file__).with_name("prompt.json")
@@ -74,7 +75,7 @@ def load_prompt(path: str | Path = "") -> JudgePrompt:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no JSON object, a template missing or no text, a placeholder missing or repeated.
+        UserError: no JSON object, a template missing or no text, a placeholder missing or repeated.
     """
     path = Path(path) if str(path) else DEFAULT_PROMPT
     if not path.is_file():
@@ -82,7 +83,7 @@ def load_prompt(path: str | Path = "") -> JudgePrompt:
     templates = _read_templates(path)
     found = sorted(_PLACEHOLDER.findall(templates.user))
     if found not in (["annotations", "response"], ["response", "visual_key_info"]):
-        raise ValueError(
+        raise UserError(
             f"judge prompt {path}: the user template holds the placeholders {found}. "
             "It needs {annotations} and {response}, each once."
         )
@@ -93,15 +94,15 @@ def _read_templates(path: Path) -> JudgePrompt:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"judge prompt {path} is no JSON text in UTF-8 ({error}). See docs/judge.md.") from error
+        raise UserError(f"judge prompt {path} is no JSON text in UTF-8 ({error}). See docs/judge.md.") from error
     for keys in _KEYS:
         if isinstance(content, Mapping) and all(key in content for key in keys):
             return JudgePrompt(*(_template(path, key, content[key]) for key in keys))
-    raise ValueError(f"judge prompt {path} is no JSON object with the keys 'system' and 'user'. See docs/judge.md.")
+    raise UserError(f"judge prompt {path} is no JSON object with the keys 'system' and 'user'. See docs/judge.md.")
 
 
 def _template(path: Path, key: str, value: Any) -> str:
     lines = [value] if isinstance(value, str) else value
     if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
-        raise ValueError(f"judge prompt {path}: {key!r} is {value!r}; it must be a string or a list of lines.")
+        raise UserError(f"judge prompt {path}: {key!r} is {value!r}; it must be a string or a list of lines.")
     return "\n".join(lines)

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from perception_r1_jax.errors import UserError
+
 MODES = ("constrained", "free")
 """How an answer comes about: from the template, or written by the model as it likes."""
 
@@ -27,7 +29,7 @@ def answer_template(tokenizer: Any, count: int) -> AnswerTemplate:
     """The template of an answer with `count` verdicts, in the tokens of a Hugging Face tokenizer.
 
     Raises:
-        ValueError: a digit is no token of its own there, so a template cannot leave it open.
+        UserError: a digit is no token of its own there, so a template cannot leave it open.
     """
     zeros, ones = (
         np.asarray(tokenizer.encode(answer_text([digit] * count), add_special_tokens=False), np.int32)
@@ -36,7 +38,7 @@ def answer_template(tokenizer: Any, count: int) -> AnswerTemplate:
     places = np.flatnonzero(zeros != ones) if zeros.shape == ones.shape else np.zeros(0, np.int64)
     pairs = {(int(zeros[place]), int(ones[place])) for place in places}
     if len(places) != count or len(pairs) != 1:
-        raise ValueError(
+        raise UserError(
             f"the judge's tokenizer {type(tokenizer).__name__} does not give the verdicts of {answer_text([0, 1])!r} "
             "a token each. Set config.judge.mode='free' for this judge."
         )

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from perception_r1_jax.errors import UserError
 from perception_r1_jax.records import MERGE_UNIT, WINDOW_PATCHES
 
 FAMILIES = ("qwen2_5_vl", "qwen2")
@@ -69,7 +70,7 @@ def load_config(source: str | Path | Mapping[str, Any]) -> ModelConfig:
 
     Raises:
         FileNotFoundError: no `config.json` in the directory.
-        ValueError: another architecture, a missing field, or a field whose value this model does not cover.
+        UserError: another architecture, a missing field, or a field whose value this model does not cover.
     """
     if isinstance(source, Mapping):
         return _parse(source, "config")
@@ -81,21 +82,21 @@ def load_config(source: str | Path | Mapping[str, Any]) -> ModelConfig:
     try:
         content = json.loads(path.read_text())
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+        raise UserError(f"{path} is not valid JSON: {error}") from error
     return _parse(content, str(path))
 
 
 def _parse(raw: Any, name: str) -> ModelConfig:
     if not isinstance(raw, Mapping):
-        raise ValueError(f"{name}: a {type(raw).__name__}, not a JSON object.")
+        raise UserError(f"{name}: a {type(raw).__name__}, not a JSON object.")
     family = raw.get("model_type")
     if family not in FAMILIES:
-        raise ValueError(f"{name}: model_type {family!r} is not supported; this project runs {' and '.join(FAMILIES)}.")
+        raise UserError(f"{name}: model_type {family!r} is not supported; this project runs {' and '.join(FAMILIES)}.")
     text = {**raw, **raw.get("text_config", {})}
     try:
         config = _model_config(family, raw, text, name)
     except KeyError as error:
-        raise ValueError(f"{name}: field {error.args[0]!r} is missing.") from error
+        raise UserError(f"{name}: field {error.args[0]!r} is missing.") from error
     _check_shapes(name, config)
     return config
 
@@ -146,7 +147,7 @@ def _vision_config(raw: Mapping[str, Any], name: str) -> VisionConfig:
         window_size=raw["window_size"],
     )
     if vision.spatial_merge_size**2 != MERGE_UNIT or (vision.window_size // vision.patch_size) ** 2 != WINDOW_PATCHES:
-        raise ValueError(
+        raise UserError(
             f"{name}: vision windows of {vision.window_size} pixels, patches of {vision.patch_size} and merge size "
             f"{vision.spatial_merge_size} are not covered; Qwen2.5-VL has 112, 14 and 2."
         )
@@ -156,18 +157,18 @@ def _vision_config(raw: Mapping[str, Any], name: str) -> VisionConfig:
 def _check_shapes(name: str, config: ModelConfig) -> None:
     """Sizes that must agree; apart from these any will do."""
     if config.num_heads % config.num_kv_heads:
-        raise ValueError(
+        raise UserError(
             f"{name}: num_attention_heads {config.num_heads} is no multiple of "
             f"num_key_value_heads {config.num_kv_heads}."
         )
     if config.vision is None:
         return
     if sum(config.mrope_section) != config.head_dim // 2:
-        raise ValueError(
+        raise UserError(
             f"{name}: mrope_section {list(config.mrope_section)} must sum to {config.head_dim // 2}, half a head."
         )
     if config.vision.out_hidden_size != config.hidden_size:
-        raise ValueError(
+        raise UserError(
             f"{name}: out_hidden_size {config.vision.out_hidden_size} of the vision tower is not "
             f"hidden_size {config.hidden_size}."
         )
@@ -176,11 +177,11 @@ def _check_shapes(name: str, config: ModelConfig) -> None:
 def _check_rope(name: str, rope: Mapping[str, Any]) -> None:
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "mrope"):
-        raise ValueError(
+        raise UserError(
             f"{name}: rotary scaling {kind!r} is not covered; Qwen2.5 is published with 'default' and 'mrope'."
         )
 
 
 def _require(name: str, raw: Mapping[str, Any], field: str, expected: Any) -> None:
     if raw.get(field, expected) != expected:
-        raise ValueError(f"{name}: {field} is {raw[field]!r}; only {expected!r} is covered.")
+        raise UserError(f"{name}: {field} is {raw[field]!r}; only {expected!r} is covered.")

@@ -17,6 +17,7 @@ from typing import Any
 
 import jinja2
 
+from perception_r1_jax.errors import UserError
 from perception_r1_jax.processing.tokenizer import plain_encoder, read_json
 
 _PLACEHOLDER = re.compile("\ue000([0-9]+)\ue001")
@@ -58,7 +59,7 @@ class ChatEncoder:
         try:
             self.encode([{"role": "user", "content": ""}])
         except jinja2.TemplateError as error:
-            raise ValueError(f"the chat template of {source} cannot be rendered: {error}") from error
+            raise UserError(f"the chat template of {source} cannot be rendered: {error}") from error
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """Token ids; a picture is the template's own text, with a single image-pad token."""

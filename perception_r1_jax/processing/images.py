@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from perception_r1_jax.data.pictures import PictureError, name_of, open_header
+from perception_r1_jax.errors import UserError
 from perception_r1_jax.records import MERGE_UNIT, ImageSource
 
 _CONFIG_FILES = ("preprocessor_config.json", "processor_config.json")
-
-
-class PictureError(ValueError):
-    """A picture that cannot be used. `reason` is the same for all with this fault, `detail` is this one's."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason} ({detail})")
-        self.reason, self.detail = reason, detail
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,13 +46,13 @@ class PictureProcessor:
 
         Raises:
             FileNotFoundError: neither file is there.
-            ValueError: limits that contradict each other, or a merge size that the model does not have.
+            UserError: limits that contradict each other, or a merge size that the model does not have.
         """
         processor = _load(Path(directory))
         low, high = processor.size["shortest_edge"], processor.size["longest_edge"]
         low, high = (low if min_pixels is None else min_pixels), (high if max_pixels is None else max_pixels)
         if not 0 < low <= high:
-            raise ValueError(f"min_pixels {low} and max_pixels {high}: need 0 < min_pixels <= max_pixels.")
+            raise UserError(f"min_pixels {low} and max_pixels {high}: need 0 < min_pixels <= max_pixels.")
         if fidelity == "paper":
             return cls(processor, (low, high))
         processor.size = {"shortest_edge": low, "longest_edge": high}
@@ -72,12 +66,46 @@ class PictureProcessor:
         """
         picture = open_picture(source)
         try:
-            if self.paper_limits is not None:
-                picture = _resize_within(picture, *self.paper_limits)
+            for size in self._paper_sizes(picture.size):
+                picture = picture.resize(size)
             features = self.processor(images=[picture])
         except ValueError as error:
             raise PictureError("image of unusable size", f"{name_of(source)}, {picture.size}: {error}") from error
         return np.asarray(features["pixel_values"], np.float32), np.asarray(features["image_grid_thw"])[0]
+
+    def read_grid(self, source: ImageSource) -> np.ndarray:
+        """The grid of a picture from its header alone, at a small part of the cost of decoding it.
+
+        It is that of the picture as stored: one that its EXIF orientation lays on its side has rows and columns
+        exchanged here. Image tokens and windows are as many either way.
+
+        Raises:
+            PictureError: an absent picture, a damaged header, or sides of a ratio above 200.
+        """
+        with open_header(source) as picture:
+            size = picture.size
+        try:
+            *_, resized = size, *self._paper_sizes(size)
+            height, width = self._model_size(*resized)
+        except (ValueError, ZeroDivisionError) as error:
+            raise PictureError("image of unusable size", f"{name_of(source)}, {size}: {error}") from error
+        return np.array((1, height, width)) // (1, self.processor.patch_size, self.processor.patch_size)
+
+    def _paper_sizes(self, size: tuple[int, int]) -> Iterator[tuple[int, int]]:
+        """(width, height) after each resize of the authors' code: scaled by one factor to a limit, cut to integers."""
+        for limit, outside in zip(reversed(self.paper_limits or ()), (int.__gt__, int.__lt__)):
+            if outside(size[0] * size[1], limit):
+                factor = math.sqrt(limit / (size[0] * size[1]))
+                size = int(size[0] * factor), int(size[1] * factor)
+                yield size
+
+    def _model_size(self, width: int, height: int) -> tuple[int, int]:
+        """Height and width that the Hugging Face processor resizes to."""
+        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+        low, high = self.processor.size["shortest_edge"], self.processor.size["longest_edge"]
+        factor = self.processor.patch_size * self.processor.merge_size
+        return smart_resize(height, width, factor, min_pixels=low, max_pixels=high)
 
 
 def open_picture(source: ImageSource) -> Image.Image:
@@ -88,21 +116,9 @@ def open_picture(source: ImageSource) -> Image.Image:
     Raises:
         PictureError: the file is absent, corrupt, or of a kind that has no faithful 8-bit RGB form.
     """
-    if isinstance(source, Path) and not source.is_file():
-        raise PictureError("absent image", name_of(source))
-    try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as picture:
-            picture.load()
-            return _to_rgb(ImageOps.exif_transpose(picture))
-    except PictureError:
-        raise
-    except Exception as error:  # Pillow's decoders raise nearly anything for a damaged file.
-        raise PictureError("corrupt image", f"{name_of(source)}: {error}") from error
-
-
-def name_of(source: ImageSource) -> str:
-    """What to call a picture in a message: its path, or its size where it has none."""
-    return str(source) if isinstance(source, Path) else f"{len(source)} bytes"
+    with open_header(source) as picture:
+        picture.load()
+        return _to_rgb(ImageOps.exif_transpose(picture))
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
@@ -114,15 +130,6 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
 
 
-def _resize_within(picture: Image.Image, min_pixels: int, max_pixels: int) -> Image.Image:
-    """The resize of the authors' code: sides scaled by one factor to the limit, and cut to integers."""
-    for limit, outside in ((max_pixels, int.__gt__), (min_pixels, int.__lt__)):
-        if outside(picture.width * picture.height, limit):
-            factor = math.sqrt(limit / (picture.width * picture.height))
-            picture = picture.resize((int(picture.width * factor), int(picture.height * factor)))
-    return picture
-
-
 def _load(directory: Path) -> Any:
     if not any((directory / name).is_file() for name in _CONFIG_FILES):
         raise FileNotFoundError(f"{directory} has no {_CONFIG_FILES[0]}, which a model that reads pictures needs.")
@@ -130,7 +137,7 @@ def _load(directory: Path) -> Any:
 
     processor = Qwen2VLImageProcessorPil.from_pretrained(directory, local_files_only=True)
     if processor.merge_size**2 != MERGE_UNIT:
-        raise ValueError(
+        raise UserError(
             f"{directory}: merge_size {processor.merge_size} is not covered, only {math.isqrt(MERGE_UNIT)}."
         )
     return processor

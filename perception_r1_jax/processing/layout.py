@@ -56,6 +56,11 @@ def image_tokens(grids: Int[np.ndarray, "pictures 3"]) -> Int[np.ndarray, " pict
     return grids.prod(axis=1) // MERGE_UNIT
 
 
+def count_windows(grids: Int[np.ndarray, "pictures 3"]) -> int:
+    """Windows that pictures with these grids of patches take in a layout."""
+    return sum(_windows(rows, columns) for _, rows, columns in (grids // (1, _MERGE_SIDE, _MERGE_SIDE)).tolist())
+
+
 def _check(pixel_values: np.ndarray, grids: np.ndarray) -> None:
     if (grids[:, 0] != 1).any():
         raise ValueError(f"grids {grids.tolist()} have more than one frame: video input is not supported.")

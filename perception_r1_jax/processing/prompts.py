@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,12 @@ from perception_r1_jax.data.errors import DroppedProblem
 from perception_r1_jax.models import load_config
 from perception_r1_jax.processing.chat import ChatEncoder, Message, read_chat_template
 from perception_r1_jax.processing.images import PictureError, PictureProcessor
-from perception_r1_jax.processing.layout import image_tokens, lay_out_patches
+from perception_r1_jax.processing.layout import count_windows, image_tokens, lay_out_patches
 from perception_r1_jax.processing.positions import rope_positions
 from perception_r1_jax.processing.tokenizer import load_tokenizer, read_stop_ids, vision_token_ids
-from perception_r1_jax.records import Problem, Prompt
+from perception_r1_jax.records import IMAGE_MARKER, ImageSource, Problem, Prompt
 
 _NO_ID = -1
-
-IMAGE_MARKER = "<image>"
-"""Stands in a question where a picture belongs."""
 
 
 class PromptTooLong(DroppedProblem):
@@ -85,86 +82,97 @@ class Processor:
             chat=ChatEncoder(tokenizer, *read_chat_template([model_dir, tokenizer_dir])),
             pictures=PictureProcessor.from_directory(model_dir, **limits) if config.vision else None,
             stop_ids=read_stop_ids(model_dir, tokenizer),
-            banned_ids=vision_token_ids(tokenizer, config.image_token_id) if config.vision else (),
+            banned_ids=vision_token_ids(tokenizer, config) if config.vision else (),
             pad_id=tokenizer.pad_token_id,
             patch_size=config.vision.patch_dim if config.vision else 0,
             max_prompt_tokens=max_prompt_tokens,
             max_windows=max_windows,
         )
 
-    def prompt(self, problem: Problem, *, suffix: str = "") -> Prompt:
+    def prompt(self, problem: Problem, *, suffix: str = "", markers: bool = True) -> Prompt:
         """One user turn: pictures at the question's `<image>` markers, or first; then a space and the suffix.
+
+        Without `markers` the pictures come first, and an `<image>` in the question is text like any other.
 
         Raises:
             DroppedProblem: pictures and markers differ in number, a picture cannot be used, a text that is not
                 Unicode, or a prompt above a limit (`PromptTooLong`).
         """
-        content = user_content(problem, suffix)
-        pixel_values, grids = self._read_pictures(problem)
-        return self._finish(problem, [{"role": "user", "content": content}], pixel_values, grids)
+        return self._make(problem, [{"role": "user", "content": user_content(problem, suffix, markers)}])
 
     def text_prompt(self, messages: Sequence[Message], *, problem_id: str = "text") -> Prompt:
         """Chat messages with string contents, as a judge reads them. Raises as `prompt` does."""
         problem = Problem(problem_id, messages[-1]["content"], images=(), answer="")
-        return self._finish(problem, messages, *self._no_pictures())
+        return self._make(problem, messages)
 
     def decode(self, token_ids: Sequence[int] | np.ndarray) -> str:
         """Text of token ids [T], special tokens left out."""
         return self.tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
-    def _read_pictures(self, problem: Problem) -> tuple[np.ndarray, np.ndarray]:
-        if not problem.images:
-            return self._no_pictures()
-        if self.pictures is None:
+    def _make(self, problem: Problem, messages: Sequence[Message]) -> Prompt:
+        if problem.images and self.pictures is None:
             raise DroppedProblem(problem.problem_id, "pictures for a text-only model", f"{len(problem.images)} of them")
-        read = []
-        for index, source in enumerate(problem.images):
-            try:
-                read.append(self.pictures(source))
-            except PictureError as error:
-                detail = f"picture {index + 1}: {error.detail}"
-                raise DroppedProblem(problem.problem_id, error.reason, detail) from error
-        return np.concatenate([pixels for pixels, _ in read]), np.stack([grid for _, grid in read])
-
-    def _no_pictures(self) -> tuple[np.ndarray, np.ndarray]:
-        return np.zeros((0, self.patch_size), np.float32), np.zeros((0, 3), np.int64)
-
-    def _finish(
-        self, problem: Problem, messages: Sequence[Message], pixel_values: np.ndarray, grids: np.ndarray
-    ) -> Prompt:
         image_id, video_id = self.banned_ids[:2] or (_NO_ID, _NO_ID)
-        tokens = self._encode(problem, messages, grids, image_id)
+        tokens = self._encode(problem, messages, image_id)
+        self._check_limits(problem, tokens, self._read_grids(problem))  # first: decoding takes far longer
+        pixel_values, grids = self._read_pictures(problem)
+        self._check_limits(problem, tokens, grids)  # a few formats (ICO) tell their true size only when decoded
+        tokens = _repeat_image_tokens(tokens, grids, image_id)
         vision = lay_out_patches(pixel_values, grids)
-        self._check_limits(problem, len(tokens), len(vision.image_ids))
         positions, next_position = rope_positions(tokens, grids, image_token_id=image_id, video_token_id=video_id)
         image_slots = np.full(len(tokens), -1, np.int32)
         image_slots[tokens == image_id] = vision.token_slots
         return Prompt(problem, tokens, positions, next_position, image_slots, vision)
 
-    def _encode(self, problem: Problem, messages: Sequence[Message], grids: np.ndarray, image_id: int) -> np.ndarray:
-        """Token ids int32 [L] with one image-pad token for each image feature."""
+    def _encode(self, problem: Problem, messages: Sequence[Message], image_id: int) -> np.ndarray:
+        """Token ids int32 with one image-pad token for each picture."""
         try:
             tokens = np.array(self.chat.encode(messages), np.int32)
         except UnicodeEncodeError as error:
             raise DroppedProblem(problem.problem_id, "text is not Unicode", str(error)) from error
-        is_image = tokens == image_id
-        if is_image.sum() != len(grids):
+        written = int((tokens == image_id).sum())
+        if written != len(problem.images):
             raise DroppedProblem(
                 problem.problem_id,
                 "image tokens do not match the pictures",
-                f"the chat template wrote {is_image.sum()} for {len(grids)} pictures",
+                f"the chat template wrote {written} for {len(problem.images)} pictures",
             )
-        repeats = np.ones(len(tokens), np.int64)
-        repeats[is_image] = image_tokens(grids)
-        return np.repeat(tokens, repeats)
+        return tokens
 
-    def _check_limits(self, problem: Problem, tokens: int, windows: int) -> None:
-        for size, limit, unit in (tokens, self.max_prompt_tokens, "tokens"), (windows, self.max_windows, "windows"):
+    def _read_grids(self, problem: Problem) -> np.ndarray:
+        grids = [_read(self.pictures.read_grid, problem, index) for index in range(len(problem.images))]
+        return np.array(grids, np.int64).reshape(-1, 3)
+
+    def _read_pictures(self, problem: Problem) -> tuple[np.ndarray, np.ndarray]:
+        read = [_read(self.pictures, problem, index) for index in range(len(problem.images))]
+        pixels = [np.zeros((0, self.patch_size), np.float32), *(pixels for pixels, _ in read)]
+        return np.concatenate(pixels), np.array([grid for _, grid in read], np.int64).reshape(-1, 3)
+
+    def _check_limits(self, problem: Problem, tokens: np.ndarray, grids: np.ndarray) -> None:
+        """`tokens` as from `_encode`."""
+        length = len(tokens) - len(grids) + int(image_tokens(grids).sum())
+        limits = (length, self.max_prompt_tokens, "tokens"), (count_windows(grids), self.max_windows, "windows")
+        for size, limit, unit in limits:
             if limit is not None and size > limit:
                 raise PromptTooLong(problem.problem_id, size, limit, unit)
 
 
-def user_content(problem: Problem, suffix: str = "") -> str | list[dict[str, str]]:
+def _read(read: Callable[[ImageSource], Any], problem: Problem, index: int) -> Any:
+    """What `read` makes of one picture of a problem."""
+    try:
+        return read(problem.images[index])
+    except PictureError as error:
+        raise DroppedProblem(problem.problem_id, error.reason, f"picture {index + 1}: {error.detail}") from error
+
+
+def _repeat_image_tokens(tokens: np.ndarray, grids: np.ndarray, image_id: int) -> np.ndarray:
+    """Token ids int32 [L] with one image-pad token for each image feature."""
+    repeats = np.ones(len(tokens), np.int64)
+    repeats[tokens == image_id] = image_tokens(grids)
+    return np.repeat(tokens, repeats)
+
+
+def user_content(problem: Problem, suffix: str = "", markers: bool = True) -> str | list[dict[str, str]]:
     """The content of the user turn: a string without pictures, else its parts in order.
 
     The text stays as the data set has it, white space included; empty parts are left out.
@@ -172,7 +180,7 @@ def user_content(problem: Problem, suffix: str = "") -> str | list[dict[str, str
     Raises:
         DroppedProblem: as many markers as pictures are needed, or none with pictures.
     """
-    *before, last = problem.question.split(IMAGE_MARKER)
+    *before, last = problem.question.split(IMAGE_MARKER) if markers else [problem.question]
     last = f"{last} {suffix}" if suffix else last
     if before and len(before) != len(problem.images):
         raise DroppedProblem(

@@ -8,18 +8,30 @@ from typing import Any
 
 import tokenizers
 
-VISION_TOKENS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>")
-"""Qwen2.5-VL's tokens around pictures; a policy must never sample one."""
+from perception_r1_jax.errors import UserError
+from perception_r1_jax.models import ModelConfig
+
+VISION_TOKENS = {
+    "<|image_pad|>": "image_token_id",
+    "<|video_pad|>": "video_token_id",
+    "<|vision_start|>": "vision_start_token_id",
+    "<|vision_end|>": "vision_end_token_id",
+    "<|vision_pad|>": "vision_pad_token_id",
+}
+"""Qwen2.5-VL's tokens around pictures, which a policy must never sample, and where `ModelConfig` has their ids."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The content of a JSON file, empty where the file is absent. Raises `ValueError` naming one that is not JSON."""
+    """The object in a JSON file, empty where the file is absent. Raises `ValueError` naming one that holds none."""
     if not path.is_file():
         return {}
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+        raise UserError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: a {type(content).__name__}, not a JSON object.")
+    return content
 
 
 def load_tokenizer(directory: Path, vocab_size: int) -> Any:
@@ -27,7 +39,7 @@ def load_tokenizer(directory: Path, vocab_size: int) -> Any:
 
     Raises:
         FileNotFoundError: names the files that are missing.
-        ValueError: it cannot be read, has no padding token, or has more ids than the model's `vocab_size`.
+        UserError: it cannot be read, has no padding token, or has more ids than the model's `vocab_size`.
     """
     if not (directory / "tokenizer_config.json").is_file():
         raise FileNotFoundError(f"{directory} has no tokenizer_config.json: give the directory of the tokenizer.")
@@ -40,13 +52,11 @@ def load_tokenizer(directory: Path, vocab_size: int) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # A damaged file shows as anything from a JSON to a Rust error.
-        raise ValueError(f"the tokenizer of {directory} cannot be read: {error}") from error
+        raise UserError(f"the tokenizer of {directory} cannot be read: {error}") from error
     if tokenizer.pad_token_id is None:
-        raise ValueError(f"the tokenizer of {directory} has no pad_token.")
+        raise UserError(f"the tokenizer of {directory} has no pad_token.")
     if len(tokenizer) > vocab_size:
-        raise ValueError(
-            f"the tokenizer of {directory} has {len(tokenizer)} ids, the model {vocab_size}: give its own."
-        )
+        raise UserError(f"the tokenizer of {directory} has {len(tokenizer)} ids, the model {vocab_size}: give its own.")
     return tokenizer
 
 
@@ -62,27 +72,29 @@ def plain_encoder(tokenizer: Any) -> tokenizers.Tokenizer:
 
 
 def read_stop_ids(directory: Path, tokenizer: Any) -> tuple[int, ...]:
-    """End ids of `generation_config.json`, else of `config.json`, else the tokenizer's."""
-    for name in ("generation_config.json", "config.json"):
-        ids = read_json(directory / name).get("eos_token_id")
+    """End ids of `generation_config.json`, else of `config.json` in either layout, else the tokenizer's."""
+    config = read_json(directory / "config.json")
+    for source in (read_json(directory / "generation_config.json"), config, config.get("text_config", {})):
+        ids = source.get("eos_token_id")
         if ids is not None:
             return tuple(ids) if isinstance(ids, list) else (ids,)
     return (tokenizer.eos_token_id,)
 
 
-def vision_token_ids(tokenizer: Any, image_token_id: int) -> tuple[int, ...]:
-    """Ids of `VISION_TOKENS`, checked against the image token of the model's config.
+def vision_token_ids(tokenizer: Any, config: ModelConfig) -> tuple[int, ...]:
+    """Ids of `VISION_TOKENS`, checked against those that the model's config names.
 
     Raises:
-        ValueError: the tokenizer lacks one of them or numbers them otherwise than the model.
+        UserError: the tokenizer lacks one of them or numbers them otherwise than the model.
     """
     known = tokenizer.added_tokens_encoder
     missing = [token for token in VISION_TOKENS if token not in known]
     if missing:
-        raise ValueError(f"tokenizer {tokenizer.name_or_path} lacks {', '.join(missing)}: give the model's own.")
-    if known[VISION_TOKENS[0]] != image_token_id:
-        raise ValueError(
-            f"tokenizer {tokenizer.name_or_path} has {VISION_TOKENS[0]} at {known[VISION_TOKENS[0]]}, the model's "
-            f"config has image_token_id {image_token_id}: give the model's own."
-        )
+        raise UserError(f"tokenizer {tokenizer.name_or_path} lacks {', '.join(missing)}: give the model's own.")
+    for token, field in VISION_TOKENS.items():
+        if getattr(config, field) not in (None, known[token]):
+            raise UserError(
+                f"tokenizer {tokenizer.name_or_path} has {token} at {known[token]}, the model's config at "
+                f"{getattr(config, field)}: give the model's own."
+            )
     return tuple(known[token] for token in VISION_TOKENS)

@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from perception_r1_jax.errors import UserError
+
 RewardFunction = Callable[[Mapping[str, Any], str], float]
 """Takes the problem's row with all its columns, and the response's text; returns a finite number."""
 
@@ -15,20 +17,20 @@ def load_reward(path: str) -> RewardFunction:
     """Imports "package.module:function".
 
     Raises:
-        ValueError: not of that form, the module cannot be imported, or it has no such function.
+        UserError: not of that form, the module cannot be imported, or it has no such function.
     """
     module_name, _, name = path.partition(":")
     if not (module_name and name):
-        raise ValueError(f"config.reward.function is {path!r}; write it as 'package.module:function'")
+        raise UserError(f"config.reward.function is {path!r}; write it as 'package.module:function'")
     try:
         function = getattr(importlib.import_module(module_name), name)
     except Exception as error:
-        raise ValueError(
+        raise UserError(
             f"config.reward.function {path!r} cannot be imported: {type(error).__name__}: {error}. The module must be "
             "installed, or its folder in the environment variable PYTHONPATH."
         ) from error
     if not callable(function):
-        raise ValueError(f"config.reward.function {path!r} is a {type(function).__name__}, not a function")
+        raise UserError(f"config.reward.function {path!r} is a {type(function).__name__}, not a function")
     return function
 
 

@@ -6,10 +6,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from perception_r1_jax.errors import UserError
+from perception_r1_jax.rewards.tally import name_first
+
 POLICIES = ("drop_sample", "drop_term_for_group", "zero", "abort")
 
 
-class RewardFailed(RuntimeError):
+class RewardFailed(UserError):
     """A reward term failed under the policy "abort"."""
 
 
@@ -58,9 +61,8 @@ def resolve_failures(
 
 def _refuse(name: str, holes: np.ndarray, problem_ids: Sequence[str]) -> None:
     if holes.any():
-        names = [problem_ids[row] for row in np.flatnonzero(holes.any(axis=1))]
+        names = name_first(problem_ids[row] for row in np.flatnonzero(holes.any(axis=1)))
         raise RewardFailed(
-            f"the {name} reward of {holes.sum()} of {holes.size} responses failed, of the problems "
-            f"{', '.join(names[:8])}{' ...' if len(names) > 8 else ''}; the policy is to abort. "
-            "Set config.judge.on_failure to another one to go on without them."
+            f"the {name} reward of {holes.sum()} of {holes.size} responses failed, of the problems {names}; "
+            "the policy is to abort. Set config.judge.on_failure to another one to go on without them."
         )

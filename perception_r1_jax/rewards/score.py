@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import functools
-import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -22,11 +20,10 @@ from perception_r1_jax.rewards.format import format_reward
 from perception_r1_jax.rewards.grading import OK
 from perception_r1_jax.rewards.perception import visual_reward
 from perception_r1_jax.rewards.repetition import repetition_penalty
+from perception_r1_jax.rewards.tally import Tally
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
-
-logger = logging.getLogger(__name__)
 
 WEIGHTS = {"format": 0.1, "accuracy": 0.9, "visual": 0.7, "repetition": 1.0}
 """Perception-R1's weights; the repetition term is negative itself."""
@@ -57,7 +54,7 @@ class RewardSettings:
         """The settings of a run, its own reward function imported.
 
         Raises:
-            ValueError: `config.reward.function` names nothing that can be called.
+            UserError: `config.reward.function` names nothing that can be called.
         """
         reward = config.reward
         custom = load_reward(reward.function) if reward.function else None
@@ -79,7 +76,7 @@ def score_responses(
     pool: AccuracyPool,
     settings: RewardSettings,
 ) -> Scores:
-    """Scores G responses to each of N problems; failures are counted, and logged by problem id.
+    """Scores G responses to each of N problems; failures are counted, and logged with their problems.
 
     Args:
         problems: N of them.
@@ -93,31 +90,30 @@ def score_responses(
     """
     if judgements is None:
         judgements = [[unjudged(problem)] * len(row) for problem, row in zip(problems, texts)]
-    counts: collections.Counter[str] = collections.Counter()
-    report = functools.partial(_report, counts)
+    tally = Tally()
     repetition = functools.partial(
         repetition_penalty, ngram_size=settings.ngram_size, max_penalty=settings.repetition_max_penalty
     )
     terms = {
         "format": _per_response(format_reward, texts),
-        "accuracy": _accuracy_term(problems, texts, pool, report),
-        "visual": _visual_term(problems, judgements, settings.fidelity, report),
+        "accuracy": _accuracy_term(problems, texts, pool, tally),
+        "visual": _visual_term(problems, judgements, settings.fidelity, tally),
         "repetition": _per_response(repetition, texts),
     }
     if settings.custom:
-        terms["custom"] = _custom_term(settings.custom, problems, texts, report)
+        terms["custom"] = _custom_term(settings.custom, problems, texts, tally)
+    tally.warn()
     failed = {name: np.isnan(terms[name]) for name in terms}
     failed["visual"] = _per_response(lambda judgement: judgement.failed, judgements).astype(bool)
     policies = dict.fromkeys(failed, "drop_sample") | {"visual": settings.on_judge_failure}
     resolved, valid = resolve_failures(terms, failed, policies, [problem.problem_id for problem in problems])
-    counts["dropped"] = int((~valid).sum())
     return Scores(
         total=np.where(valid, combine(resolved, settings.weights), 0.0).astype(np.float32),
         terms={name: values.astype(np.float32) for name, values in terms.items()},
         valid=valid,
         judge_status=[[judgement.status for judgement in row] for row in judgements],
         verdicts=[[judgement.verdicts for judgement in row] for row in judgements],
-        counts=dict(counts),
+        counts={**tally.counts, "dropped": int((~valid).sum())},
     )
 
 
@@ -130,34 +126,28 @@ def _per_response(function: Callable, rows: Sequence[Sequence]) -> np.ndarray:
     return np.array([[function(item) for item in row] for row in rows], np.float64)
 
 
-def _report(counts: collections.Counter[str], term: str, problem: Problem, status: str, detail: str = "") -> None:
-    """Counts a term's status and logs a failure by name."""
-    counts[f"{term}/{status}"] += 1
-    if status not in (OK, NONE):
-        logger.warning("%s reward of problem %s: %s %s", term, problem.problem_id, status, detail)
-
-
-def _accuracy_term(problems, texts, pool: AccuracyPool, report: Callable) -> np.ndarray:
+def _accuracy_term(problems, texts, pool: AccuracyPool, tally: Tally) -> np.ndarray:
     asked = [(problem, text) for problem, row in zip(problems, texts) for text in row]
     results = pool.score([(text, problem.answer) for problem, text in asked])
     for (problem, _), result in zip(asked, results):
-        report("accuracy", problem, result.status)
+        tally.add("accuracy", result.status, problem.problem_id, failed=result.status != OK)
     values = [math.nan if result.value is None else result.value for result in results]
     return np.array(values, np.float64).reshape(len(problems), -1)
 
 
-def _visual_term(problems, judgements, fidelity: str, report: Callable) -> np.ndarray:
+def _visual_term(problems, judgements, fidelity: str, tally: Tally) -> np.ndarray:
     for problem, row in zip(problems, judgements):
         for judgement in row:
-            report("judge", problem, judgement.status)
+            tally.add("judge", judgement.status, problem.problem_id, failed=judgement.failed)
     return _per_response(functools.partial(visual_reward, fidelity=fidelity), judgements)
 
 
-def _custom_term(function: RewardFunction, problems, texts, report: Callable) -> np.ndarray:
+def _custom_term(function: RewardFunction, problems, texts, tally: Tally) -> np.ndarray:
     values = []
     for problem, row in zip(problems, texts):
         outcomes = [custom_reward(function, problem.row, text) for text in row]
         for _, reason in outcomes:
-            report("custom", problem, "failed" if reason else OK, reason or "")
+            status = "failed" if reason else OK
+            tally.add("custom", status, problem.problem_id, failed=bool(reason), detail=reason or "")
         values.append([value for value, _ in outcomes])
     return np.array(values, np.float64)

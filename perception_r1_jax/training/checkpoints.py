@@ -12,12 +12,17 @@ disk, and older ones go only after that.
 from __future__ import annotations
 
 import math
+import textwrap
 from pathlib import Path
 from typing import Any
 
 from orbax.checkpoint import v1 as ocp
 
+from perception_r1_jax.errors import UserError
 from perception_r1_jax.training.state import TrainState
+
+REASON = 300
+"""Characters of the storage layer's reason that a message gives."""
 
 
 class Checkpoints:
@@ -71,7 +76,7 @@ class Checkpoints:
 
         Raises:
             FileNotFoundError: there is no such checkpoint.
-            ValueError: it does not fit `abstract`: another model, another optimizer, another set of trained parts.
+            UserError: it is damaged, or of another model, another optimizer, or another set of trained parts.
         """
         self.wait()
         directory = self._checkpointer.directory
@@ -80,10 +85,11 @@ class Checkpoints:
         try:
             loaded = self._checkpointer.load_checkpointables(step, {**_checkpointables(abstract), "data": data})
         except KeyError as error:  # what orbax raises whatever went wrong; the cause is below it
-            raise ValueError(
+            raise UserError(
                 f"the checkpoint {directory / str(step)} cannot be read into this run's state: "
-                f"{error.__cause__ or error}\nResume with the model and optimizer settings it was saved with, or "
-                "choose an empty workdir."
+                f"{textwrap.shorten(str(error.__cause__ or error), REASON)}\nResume with the model and optimizer "
+                f"settings it was saved with, or choose an empty workdir. A damaged checkpoint can be removed: "
+                "the run then goes on from the one before."
             ) from error
         return TrainState(loaded["params"], loaded["optimizer"], **loaded["counters"])
 

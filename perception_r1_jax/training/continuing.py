@@ -18,7 +18,7 @@ FIXED = (
     "config.rollout.samples_per_prompt",
     "hashes.data",
 )
-"""What a run cannot change on its way: its keys, its data's position or its optimizer state would mean something else."""
+"""What a run cannot change on its way: keys, data position and optimizer state would mean something else."""
 
 
 def changes_since(workdir: Path, record: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -16,6 +16,8 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
+from perception_r1_jax.errors import UserError
+
 
 class MetricsWriter:
     """Writes to `<workdir>/metrics.jsonl` and `<workdir>/tensorboard`. One process of a run has it.
@@ -59,7 +61,7 @@ def fence(path: str | Path, first_step: int) -> None:
     The file is replaced in one move, so a kill leaves the old or the new one.
 
     Raises:
-        ValueError: a line other than the last is no JSON object with a `step`; the message has its number.
+        UserError: a line other than the last is no JSON object with a `step`; the message has its number.
     """
     path = Path(path)
     if not path.exists():
@@ -102,6 +104,6 @@ def _step(line, path, number):
     try:
         return json.loads(line)["step"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path}, line {number} is no JSON object with a 'step': {line[:80]!r}. Repair or remove the line."
         ) from error

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from perception_r1_jax.config import arithmetic, load_instruction, validate
+from perception_r1_jax.config import arithmetic, load_instruction, resolve
 from perception_r1_jax.data import load_problems, make_pipeline
 from perception_r1_jax.data.pipeline import PromptBatches
 from perception_r1_jax.grpo.step import TrainStep, make_log_probs_fn, make_train_step
@@ -81,7 +81,7 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
     """
     # -- What can be checked before the first device is touched.
     started, workdir, console = time.monotonic(), workdir.resolve(), Console(soft_wrap=True, highlight=False)
-    validate(config)
+    config = resolve(config)
     settings = RewardSettings.from_config(config)
     problems, report = load_problems(config.data.path, config.data.split)
     console.print(report.summary())
@@ -175,11 +175,14 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
 def _model_directories(config: ConfigDict, workdir: Path) -> tuple[Path, Path | None]:
     """Where policy and judge are loaded from; random ones are made under `workdir`/random."""
     random = workdir / "random"
-    policy = prepare_model(config.model.path, config.model.tokenizer, "qwen2_5_vl", random / "policy", config.seed)
+    policy = prepare_model(
+        "model.path", config.model.path, config.model.tokenizer, "qwen2_5_vl", random / "policy", config.seed
+    )
     if not config.judge.path:
         return policy, None
     tokenizer = config.judge.tokenizer or config.model.tokenizer
-    return policy, prepare_model(config.judge.path, tokenizer, "qwen2", random / "judge", config.seed + 1)
+    judge = prepare_model("judge.path", config.judge.path, tokenizer, "qwen2", random / "judge", config.seed + 1)
+    return policy, judge
 
 
 def _load_judge(config: ConfigDict, directory: Path, mesh: Mesh) -> Judge:

@@ -16,7 +16,7 @@ from orbax.checkpoint import v1 as ocp
 
 from perception_r1_jax.models import ModelConfig, load_config
 from perception_r1_jax.sharding import make_mesh
-from perception_r1_jax.weights.load import PARAMS, load_params, locate_model, stored_params
+from perception_r1_jax.weights.load import PARAMS, load_params, load_stored, locate_model, stored_params
 from perception_r1_jax.weights.names import flatten, parameter_tensors, unflatten
 from perception_r1_jax.weights.safetensors_io import CheckpointError, write_shards
 from perception_r1_jax.weights.side_files import (
@@ -37,7 +37,7 @@ def convert_huggingface(source: str | Path, out: str | Path, dtype: Any = None) 
 
     Args:
         source: Hugging Face directory.
-        out: new directory, or one without `params/`.
+        out: new or empty directory.
         dtype: of the parameters; None keeps what is stored.
 
     Raises:
@@ -45,9 +45,8 @@ def convert_huggingface(source: str | Path, out: str | Path, dtype: Any = None) 
         ValueError: another architecture, weights that are not the model's, or `out` is taken.
     """
     source, out = Path(source), Path(out).resolve()
+    _check_free(out)
     config = load_config(source)
-    if (out / PARAMS).exists():
-        raise CheckpointError(f"{out / PARAMS} is there already. Remove it or choose another directory.")
     if locate_model(source).kind != "huggingface":
         raise CheckpointError(f"{source} is a converted checkpoint already.")
     params = load_params(source, config, make_mesh(1, 1, 1, devices=[_cpu()]), dtype)
@@ -65,18 +64,18 @@ def export_huggingface(
 
     Args:
         checkpoint: converted checkpoint, training run's working directory, or one step of it.
-        out: new directory, or one without `config.json`.
+        out: new or empty directory.
         dtype: of the weights; None keeps what is stored.
         max_shard_bytes: of one safetensors file.
 
     Raises:
         ValueError: no checkpoint there, not the model of its config, or `out` is taken.
     """
-    source, out = locate_model(checkpoint), Path(out)
+    out = Path(out)
+    _check_free(out)
+    source = locate_model(checkpoint)
     if source.kind == "huggingface":
         raise CheckpointError(f"{checkpoint} is a Hugging Face directory already.")
-    if (out / CONFIG_FILE).exists():
-        raise CheckpointError(f"{out / CONFIG_FILE} is there already. Remove it or choose another directory.")
     config = load_config(source.model_dir)
     stored = flatten(stored_params(source.weights, config))
     dtypes = {path: np.dtype(dtype or leaf.dtype) for path, leaf in stored.items()}
@@ -87,6 +86,11 @@ def export_huggingface(
     publish_preprocessor(out)
     content = json.loads((source.model_dir / CONFIG_FILE).read_text())
     write_json(out / CONFIG_FILE, published_config(content, dtypes["decoder/embed/embedding"].name))
+
+
+def _check_free(out: Path) -> None:
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise CheckpointError(f"{out} is taken: choose a new or empty directory to write to.")
 
 
 def _tensor_bytes(config: ModelConfig, dtypes: Mapping[str, np.dtype]) -> dict[str, int]:
@@ -110,7 +114,7 @@ def _stored_tensors(
 def _load_parameter(weights: Path, stored: Mapping[str, Any], path: str, dtype: np.dtype) -> np.ndarray:
     target = dict.fromkeys(stored, ocp.PLACEHOLDER)
     target[path] = jax.ShapeDtypeStruct(stored[path].shape, dtype, sharding=SingleDeviceSharding(_cpu()))
-    return np.asarray(flatten(ocp.load(weights, unflatten(target), checkpointable_name=PARAMS))[path])
+    return np.asarray(flatten(load_stored(weights, unflatten(target)))[path])
 
 
 def _lean_context(params: Any) -> ocp.Context:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import numpy as np
+import tensorstore
 from orbax.checkpoint import v1 as ocp
 
 from perception_r1_jax.models import ModelConfig, abstract_params, logical_axes
@@ -20,11 +23,6 @@ from perception_r1_jax.weights.side_files import CONFIG_FILE
 
 PARAMS = "params"
 CHECKPOINTS, MODEL = "checkpoints", "model"
-UNDERSTOOD = (
-    f"Understood are a Hugging Face directory ({CONFIG_FILE} with {SINGLE_FILE} or {INDEX_FILE}), "
-    f"a converted checkpoint ({CONFIG_FILE} and {PARAMS}/), a training run's working directory "
-    f"({CHECKPOINTS}/ and {MODEL}/), and one step of it ({CHECKPOINTS}/STEP)."
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,10 +49,9 @@ def locate_model(directory: str | Path) -> ModelSource:
     directory = Path(directory).resolve()
     source = _recognise(directory)
     if source is None:
-        state = "holds no model" if directory.is_dir() else "is not a directory"
-        raise CheckpointError(f"{directory} {state}. {UNDERSTOOD}")
+        raise CheckpointError(_why_no_model(directory))
     if not (source.model_dir / CONFIG_FILE).is_file():
-        raise CheckpointError(f"{source.model_dir / CONFIG_FILE} is missing beside the weights. {UNDERSTOOD}")
+        raise CheckpointError(f"{source.model_dir / CONFIG_FILE} is missing: copy it from where the weights come from.")
     return source
 
 
@@ -68,6 +65,15 @@ def _recognise(directory: Path) -> ModelSource | None:
     if (directory / PARAMS).is_dir():
         return ModelSource("orbax", directory / PARAMS, directory)
     return None
+
+
+def _why_no_model(directory: Path) -> str:
+    if not directory.is_dir():
+        return f"{directory} is not a directory. Give one that holds a model."
+    return (
+        f"{directory} holds no model: neither {SINGLE_FILE} or {INDEX_FILE} (Hugging Face), "
+        f"nor {PARAMS}/ (converted checkpoint), nor {CHECKPOINTS}/ (training run)."
+    )
 
 
 def _latest_step(checkpoints: Path) -> Path:
@@ -90,7 +96,7 @@ def load_params(directory: str | Path, config: ModelConfig, mesh: jax.sharding.M
         The parameter tree. Of a training run's checkpoint only this part is read.
 
     Raises:
-        CheckpointError: no model there, or not the one that `config` describes.
+        CheckpointError: no model there, a damaged one, or not the one that `config` describes.
     """
     source = locate_model(directory)
     dtype = None if dtype is None else np.dtype(dtype)
@@ -103,16 +109,52 @@ def load_params(directory: str | Path, config: ModelConfig, mesh: jax.sharding.M
         stored,
         shardings,
     )
-    return ocp.load(source.weights, target, checkpointable_name=PARAMS)
+    return load_stored(source.weights, target)
 
 
 def stored_params(weights: Path, config: ModelConfig) -> Any:
     """Shapes and dtypes of the parameters in an orbax checkpoint, as a tree of ShapeDtypeStructs.
 
     Raises:
-        CheckpointError: they are not those of the model.
+        CheckpointError: they cannot be read, or are not those of the model.
     """
-    found = flatten(ocp.metadata(weights, checkpointable_name=PARAMS).metadata)
+    with _explained(weights):
+        _check_index(weights / PARAMS)
+        found = flatten(ocp.metadata(weights, checkpointable_name=PARAMS).metadata)
     shapes = {path: tuple(leaf.shape) for path, leaf in flatten(abstract_params(config)).items()}
     check_coverage(weights, shapes, [(path, tuple(leaf.shape)) for path, leaf in found.items()])
     return unflatten({path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in found.items()})
+
+
+def load_stored(weights: Path, target: Any) -> Any:
+    """Reads parameters of an orbax checkpoint.
+
+    Args:
+        weights: the checkpoint.
+        target: tree of ShapeDtypeStructs with shardings; `ocp.PLACEHOLDER` where nothing is read.
+
+    Raises:
+        CheckpointError: they cannot be read.
+    """
+    with _explained(weights):
+        return ocp.load(weights, target, checkpointable_name=PARAMS)
+
+
+def _check_index(arrays: Path) -> None:
+    """Raises where the index of the arrays is damaged: orbax would print a traceback for each array."""
+    store = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{arrays}/"}}
+    tensorstore.KvStore.open(store).result().list().result()
+
+
+@contextlib.contextmanager
+def _explained(weights: Path) -> Iterator[None]:
+    """One sentence instead of what a damaged file makes orbax raise, which may be any exception."""
+    try:
+        yield
+    except (MemoryError, jax.errors.JaxRuntimeError):  # of the machine, not of the files
+        raise
+    except Exception as error:
+        raise CheckpointError(
+            f"{weights} cannot be read: files of the checkpoint are missing, damaged or not readable. "
+            "Convert the model again, or choose another step of the training run."
+        ) from error

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import transformers
 
+from perception_r1_jax.errors import UserError
 from perception_r1_jax.models import load_config
 from perception_r1_jax.weights.names import HfTensor, hf_tensors, nested_name
 from perception_r1_jax.weights.safetensors_io import write_shards
@@ -122,7 +123,7 @@ def write_random_checkpoint(
         nested: write config and names as transformers 5 has them, instead of the published layout.
 
     Raises:
-        ValueError: a tokenizer that lacks one of the model's tokens, or an override that makes no model.
+        UserError: a tokenizer that lacks one of the model's tokens, or an override that makes no model.
     """
     out, source = Path(out), Path(tokenizer_dir or SMALL_TOKENIZER)
     out.mkdir(parents=True, exist_ok=True)
@@ -151,7 +152,7 @@ def _token_fields(family: str, tokenizer_dir: Path) -> dict[str, int]:
     vocabulary = tokenizer.get_vocab()
     missing = [token for token in tokens.values() if token not in vocabulary]
     if missing:
-        raise ValueError(f"the tokenizer in {tokenizer_dir} has no {', '.join(missing)}. Give one of Qwen's family.")
+        raise UserError(f"the tokenizer in {tokenizer_dir} has no {', '.join(missing)}. Give one of Qwen's family.")
     padded = -(-len(tokenizer) // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
     return {"vocab_size": padded} | {field: vocabulary[token] for field, token in tokens.items()}
 
@@ -160,7 +161,7 @@ def _make_config(
     family: str, overrides: Mapping[str, Any], token_fields: Mapping[str, int], dtype: str
 ) -> dict[str, Any]:
     if family not in FAMILIES:
-        raise ValueError(f"family {family!r} is not known; choose one of {', '.join(FAMILIES)}.")
+        raise UserError(f"family {family!r} is not known; choose one of {', '.join(FAMILIES)}.")
     config = {**FAMILIES[family], **token_fields, **overrides, "torch_dtype": dtype}
     if family == "qwen2_5_vl":
         vision = {**VL_CONFIG["vision_config"], "out_hidden_size": config["hidden_size"]}

@@ -15,12 +15,14 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from perception_r1_jax.errors import UserError
+
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 STORED_DTYPES = {"BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype(np.float16), "F32": np.dtype(np.float32)}
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint that cannot be read as the model it should be; the message names every cause."""
 
 
