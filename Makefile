@@ -4,6 +4,8 @@ VENV ?= .venv$(if $(filter-out python3,$(PYTHON)),-$(notdir $(PYTHON)))
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKDIR ?= runs/debug
+# Two processes of some 3 GB each: tests wait for compilers and deadlines more than for one another.
+PARALLEL := -n 2 --dist loadfile
 
 .PHONY: train test test-slow test-gpu lint environment
 
@@ -11,7 +13,7 @@ train: $(READY)
 	$(BIN)/python scripts/train.py --config configs/debug.py --workdir $(WORKDIR)
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not gpu"
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m "slow and not gpu"

@@ -43,7 +43,13 @@ setup(
         "cuda": ["jax[cuda13]>=0.10.2,<0.13"],
         "tpu": ["jax[tpu]>=0.10.2,<0.13"],
         "plan": ["libtpu>=0.0.40"],
-        "test": ["beartype>=0.20,<0.24", "pytest>=8.3,<10", "ruff>=0.12,<0.18", "tensorboard>=2.19,<3"],
+        "test": [
+            "beartype>=0.20,<0.24",
+            "pytest>=8.3,<10",
+            "pytest-xdist>=3.6,<4",
+            "ruff>=0.12,<0.18",
+            "tensorboard>=2.19,<3",
+        ],
         "torch": ["torch>=2.7,<3"],
     },
 )

@@ -19,7 +19,7 @@ MESH_AXES = ("data", "fsdp", "tensor")
 
 RULES: Mapping[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),  # prompts, responses, requests to the judge
-    "lookup": ("data",),  # the batch of an embedding lookup, while `fsdp` splits the embeddings themselves
+    "lookup": ("data",),  # the batch where `fsdp` splits the hidden size: embedding lookups, tokens being decoded
     "layers": (),  # the stacked axis is scanned over, never split
     "embed": ("fsdp",),  # hidden size of decoder and vision tower, in parameters
     "vocab": ("tensor",),
@@ -52,8 +52,8 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[
     return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
-def partition_spec(mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int]) -> PartitionSpec:
-    """The layout of an array with these logical axes. A dimension that does not divide stays whole.
+def partition_spec(mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int], uneven: Any = None) -> PartitionSpec:
+    """The layout of an array with these logical axes. A dimension that does not divide gets `uneven`: it stays whole.
 
     Raises:
         KeyError: an axis that `RULES` does not know.
@@ -62,7 +62,7 @@ def partition_spec(mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int])
     for axis, size in zip(axes, shape, strict=True):
         mesh_axes = () if axis is None else RULES[axis]
         ways = int(np.prod([mesh.shape[name] for name in mesh_axes]))
-        entries.append(mesh_axes if mesh_axes and size % ways == 0 else None)
+        entries.append((mesh_axes if size % ways == 0 else uneven) if mesh_axes else None)
     return PartitionSpec(*entries)
 
 
@@ -72,9 +72,16 @@ def tree_shardings(mesh: Mesh, axes: Any, shapes: Any) -> Any:
 
 
 def constrain(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
-    """Pins an activation's layout under the mesh that `jax.set_mesh` has set; does nothing without one."""
+    """Pins an activation's layout under the mesh that `jax.set_mesh` has set; does nothing without one.
+
+    An axis None keeps its dimension whole. A dimension that does not divide is left to the compiler: it may lie over
+    some of its mesh axes (4 prompts over `data` = 2 where `fsdp` = 4), and must not be gathered for being pinned.
+    """
     mesh = jax.sharding.get_abstract_mesh()
-    return x if mesh.empty else jax.lax.with_sharding_constraint(x, partition_spec(mesh, axes, x.shape))
+    if mesh.empty:
+        return x
+    spec = partition_spec(mesh, axes, x.shape, uneven=PartitionSpec.UNCONSTRAINED)
+    return jax.lax.with_sharding_constraint(x, spec)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

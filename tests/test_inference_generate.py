@@ -11,8 +11,8 @@ import pytest
 
 from perception_r1_jax.grpo.log_probs import response_log_probs
 from perception_r1_jax.inference import Engine, Sampling
-from perception_r1_jax.models import cast_params
-from perception_r1_jax.sharding import make_mesh
+from perception_r1_jax.models import abstract_params, cast_params, logical_axes
+from perception_r1_jax.sharding import make_mesh, tree_shardings
 from tests import tiny
 
 SAMPLING = Sampling(8, stop_ids=(tiny.STOP_ID,), pad_id=tiny.PAD_ID, banned_ids=(tiny.IMAGE_ID,))
@@ -93,9 +93,13 @@ def _padded(prompts, extra):
     )
 
 
-def test_eight_devices_draw_what_one_draws(prompts, generated):
-    mesh = make_mesh(data=2, fsdp=2, tensor=2)
-    spread = Engine(tiny.CONFIG, tiny.params(), mesh).generate(prompts, 3, SAMPLING, KEY)
+@pytest.mark.parametrize("shape", [(2, 2, 2), (1, 4, 2), (2, 4, 1)])  # the last does not divide the 4 prompts
+def test_eight_devices_draw_what_one_draws(prompts, generated, shape):
+    mesh = make_mesh(*shape)
+    params = jax.device_put(
+        tiny.params(), tree_shardings(mesh, logical_axes(tiny.CONFIG), abstract_params(tiny.CONFIG))
+    )
+    spread = Engine(tiny.CONFIG, params, mesh).generate(prompts, 3, SAMPLING, KEY)
     np.testing.assert_array_equal(spread.tokens, generated.tokens)
     np.testing.assert_allclose(spread.logps, generated.logps, atol=1e-5)
 
@@ -130,6 +134,15 @@ def test_forced_tokens_are_written_and_choices_kept_to(engine, prompts):
     assert np.isin(real[:, :, [1, 3]], [10, 11]).all()
     assert out.stopped.all()
     assert (out.mask[[0, 1, 3]].sum(-1) == 6).all()
+
+
+def test_a_forced_token_has_the_log_prob_of_one_drawn(engine):
+    prompts = tiny.prompt_batch([6, 3], [0, 0], length=8, windows=0)
+    cool = dataclasses.replace(SAMPLING, temperature=0.5)
+    drawn = engine.generate(prompts, 1, cool, KEY)
+    again = engine.generate(prompts, 1, cool, jax.random.key(6), drawn.tokens[:, 0])
+    np.testing.assert_array_equal(again.tokens, drawn.tokens)
+    np.testing.assert_allclose(again.logps, drawn.logps, atol=1e-6)
 
 
 def test_one_compilation_per_bucket():

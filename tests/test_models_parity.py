@@ -186,8 +186,9 @@ def _attend_band(q, k, v, valid, image_ids):
     n, w, slots, heads, head = q.shape
     q, k, v = (x.reshape(n, w * slots, heads, head) for x in (q, k, v))
     picture = jnp.where(valid, image_ids[:, :, None], -1).reshape(n, w * slots)
-    near = jnp.abs(jnp.arange(w * slots)[:, None] - jnp.arange(w * slots)) <= slots
-    mask = (picture[:, :, None] == picture[:, None, :]) & (picture >= 0)[:, None, :] & near
+    slot = np.arange(w * slots)
+    near = np.abs(slot[:, None] - slot[None, :]) <= slots
+    mask = (picture[:, :, None] == picture[:, None, :]) & (picture >= 0)[:, None, :] & near[None]
     return attention(q, k, v, mask).reshape(n, w, slots, heads, head)
 
 

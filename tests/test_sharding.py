@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from perception_r1_jax.models import abstract_params, logical_axes
 from perception_r1_jax.sharding import (
@@ -122,3 +122,11 @@ def test_constrain_pins_under_a_mesh_and_does_nothing_without():
     with jax.set_mesh(mesh):
         pinned = jax.jit(lambda x: constrain(x * 2, ("batch", None)))(x)
     assert pinned.sharding.is_equivalent_to(batch_sharding(mesh, (8, 4)), 2)
+
+
+def test_constrain_keeps_an_unnamed_dimension_whole_and_leaves_one_that_does_not_divide_to_the_compiler():
+    mesh = make_mesh(2, 4, 1)
+    x = jax.device_put(jnp.zeros((4, 8)), NamedSharding(mesh, PartitionSpec("data", "fsdp")))
+    with jax.set_mesh(mesh):
+        pinned = jax.jit(lambda x: constrain(x * 2, ("batch", None)))(x)  # 4 rows over data x fsdp = 8
+    assert pinned.sharding.shard_shape((4, 8)) == (2, 8)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, UInt
 
-from perception_r1_jax.inference.sampling import Sampling, ban, only, sample, token_logps
+from perception_r1_jax.inference.sampling import Sampling, only, sample, tempered, token_logps
 from perception_r1_jax.models import ModelConfig, Params, ResponseCache, decode_step, prefill
 from perception_r1_jax.records import PromptBatch
 
@@ -88,7 +88,7 @@ def generate(
         if forced is None:
             return tokens, logps
         given = jnp.broadcast_to(jax.lax.dynamic_index_in_dim(forced, loop.step, 1), tokens.shape)
-        given_logps = token_logps(ban(loop.logits, sampling.banned_ids), jnp.maximum(given, 0))
+        given_logps = token_logps(tempered(loop.logits, sampling), jnp.maximum(given, 0))
         return jnp.where(given >= 0, given, tokens), jnp.where(given >= 0, given_logps, logps)
 
     def body(loop: _Loop) -> _Loop:

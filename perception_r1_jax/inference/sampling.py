@@ -57,15 +57,19 @@ def _membership(logits: jax.Array, ids: tuple[int, ...]) -> np.ndarray:
     return member.reshape((1,) * (logits.ndim - 1) + (-1,))
 
 
+def tempered(logits: Float[Array, "*B V"], sampling: Sampling) -> Float[Array, "*B V"]:
+    """Logits of the distribution that log-probs come from: no banned ids, at the temperature (at 1 for greedy)."""
+    return ban(logits, sampling.banned_ids) / (sampling.temperature or 1.0)
+
+
 def sample(
     logits: Float[Array, "N G V"], keys: Key[Array, "N G"], sampling: Sampling
 ) -> tuple[Int[Array, "N G"], Float[Array, "N G"]]:
     """Draws a token per row and gives its log-prob at the temperature, before top-k and top-p."""
-    logits = ban(logits, sampling.banned_ids)
+    logits = tempered(logits, sampling)
     if sampling.temperature == 0:
         tokens = jnp.argmax(logits, axis=-1).astype(jnp.int32)
         return tokens, token_logps(logits, tokens)
-    logits = logits / sampling.temperature
     kept = jnp.where(keep_likeliest(logits, sampling.top_k, sampling.top_p), logits, -jnp.inf)
     noise = jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:], jnp.float32)))(keys)
     tokens = jnp.argmax(kept + noise, axis=-1).astype(jnp.int32)

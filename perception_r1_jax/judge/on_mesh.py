@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from perception_r1_jax.errors import UserError
 from perception_r1_jax.inference import Engine, Generated, Sampling
@@ -185,7 +186,7 @@ def load_judge(
     max_prompt_tokens: int = 8192,
     max_new_tokens: int = 512,
     batch_size: int = 16,
-    dtype: jnp.dtype = jnp.bfloat16,
+    dtype: DTypeLike = jnp.bfloat16,
     fidelity: str = "default",
 ) -> Judge:
     """The judge in any directory that holds a model; on a mesh of all devices where none is given.

@@ -8,19 +8,42 @@ from jaxtyping import Array, Bool, Float
 
 from perception_r1_jax.records import AnyArray
 
+QUERY_BLOCK = 1024
+"""The most queries whose scores are held at a time."""
+
 
 def attention(
     q: Float[Array, "B T heads H"],
-    k: Float[Array, "B T kv_heads H"],
-    v: Float[Array, "B T kv_heads H"],
-    mask: Bool[AnyArray, " B #T T"],
+    k: Float[Array, "B S kv_heads H"],
+    v: Float[Array, "B S kv_heads H"],
+    mask: Bool[AnyArray, " B #T S"],
 ) -> Float[Array, "B T heads H"]:
     """Grouped-query attention with a boolean mask (true = may attend); softmax in float32.
 
+    More than `QUERY_BLOCK` queries go through in equal blocks, and the backward pass makes a block's scores again:
+    [B, heads, block, S] is the largest array. Rows of a softmax are independent, so the result is the same.
     A query without any key gets the mean of the values, a finite number that nobody reads.
     """
-    with jax.numpy_dtype_promotion("standard"):  # jax's own code widens bfloat16 by promotion
-        return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
+    length = q.shape[1]
+    count = -(-length // QUERY_BLOCK)
+    if count == 1:
+        return _attend(q, k, v, mask)
+    mask = jnp.broadcast_to(mask, (mask.shape[0], length, mask.shape[2]))
+    blocks = (_split(q, count), _split(mask, count))
+    step = jax.checkpoint(lambda block: _attend(block[0], k, v, block[1]), prevent_cse=False)
+    out = jax.lax.map(step, blocks)
+    return jnp.moveaxis(out, 0, 1).reshape(q.shape[0], -1, *q.shape[2:])[:, :length]
+
+
+def _split(x, count):
+    """[B, T, ...] -> [count, B, T / count, ...], the last block filled up with zeros."""
+    x = jnp.pad(x, [(0, 0), (0, -x.shape[1] % count)] + [(0, 0)] * (x.ndim - 2))
+    return jnp.moveaxis(x.reshape(x.shape[0], count, -1, *x.shape[2:]), 1, 0)
+
+
+def _attend(q, k, v, mask):
+    scores = _masked_scores("btkrh,bskh->bkrts", _grouped(q, k), k, mask[:, None, None])
+    return _weigh("bkrts,bskh->btkrh", jax.nn.softmax(scores, axis=-1), v).reshape(q.shape).astype(q.dtype)
 
 
 def shared_prefix_attention(
@@ -35,25 +58,39 @@ def shared_prefix_attention(
     Attends to the prompt and to each sample's own response apart, then merges the two parts by their
     log-sum-exp in float32, so the prompt's cache is read once per group and never copied per sample.
     """
-    kv_heads = prompt_kv[0].shape[-2]
-    n, g, heads, head_dim = q.shape
-    q = q.reshape(n, g, kv_heads, heads // kv_heads, head_dim)
-    prompt = _attend_part(q, *prompt_kv, prompt_mask[:, None, None, None, :], "ngkrh,nskh->ngkrs", "ngkrs,nskh->ngkrh")
-    response = _attend_part(
-        q, *response_kv, response_mask[:, :, None, None, :], "ngkrh,ngskh->ngkrs", "ngkrs,ngskh->ngkrh"
+    grouped = _grouped(q, prompt_kv[0])
+    prompt = _attend_part(
+        grouped, *prompt_kv, prompt_mask[:, None, None, None, :], "ngkrh,nskh->ngkrs", "ngkrs,nskh->ngkrh"
     )
-    return _merge(prompt, response).reshape(n, g, heads, head_dim).astype(q.dtype)
+    response = _attend_part(
+        grouped, *response_kv, response_mask[:, :, None, None, :], "ngkrh,ngskh->ngkrs", "ngkrs,ngskh->ngkrh"
+    )
+    return _merge(prompt, response).reshape(q.shape).astype(q.dtype)
 
 
 def _attend_part(q, k, v, mask, score, weigh):
     """The part's output (normalised within the part) and log-sum-exp, both float32."""
-    scores = jnp.einsum(score, q, k, preferred_element_type=jnp.float32) * (q.shape[-1] ** -0.5)
-    scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+    scores = _masked_scores(score, q, k, mask)
     lse = jax.nn.logsumexp(scores, axis=-1)
-    weights = jnp.exp(scores - lse[..., None]).astype(v.dtype)
-    return jnp.einsum(weigh, weights, v, preferred_element_type=jnp.float32), lse
+    return _weigh(weigh, jnp.exp(scores - lse[..., None]), v), lse
 
 
 def _merge(*parts):
     total = jax.nn.logsumexp(jnp.stack([lse for _, lse in parts]), axis=0)
     return sum(out * jnp.exp(lse - total)[..., None] for out, lse in parts)
+
+
+def _grouped(q, k):
+    """[..., heads, H] -> [..., kv_heads, heads / kv_heads, H]: the query heads that share a key head side by side."""
+    return q.reshape(*q.shape[:-2], k.shape[-2], -1, q.shape[-1])
+
+
+def _masked_scores(equation, q, k, mask):
+    """float32 scores, the least finite number where the mask is false."""
+    scores = jnp.einsum(equation, q, k, preferred_element_type=jnp.float32) * (q.shape[-1] ** -0.5)
+    return jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+
+
+def _weigh(equation, weights, v):
+    """float32 weighted sums of the values, multiplied in the values' dtype."""
+    return jnp.einsum(equation, weights.astype(v.dtype), v, preferred_element_type=jnp.float32)

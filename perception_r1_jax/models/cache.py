@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from perception_r1_jax.models.config import ModelConfig
+from perception_r1_jax.sharding import constrain
 
 
 @jax.tree_util.register_dataclass
@@ -34,7 +35,8 @@ class ResponseCache:
     def empty(cls, config: ModelConfig, n: int, g: int, capacity: int, dtype: DTypeLike) -> ResponseCache:
         """Room for `capacity` tokens of each of n x g responses."""
         shape = (config.num_layers, n, g, capacity, config.num_kv_heads, config.head_dim)
-        return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+        zeros = constrain(jnp.zeros(shape, dtype), ("layers", "batch", None, None, "kv_heads", "head_dim"))
+        return cls(zeros, zeros)
 
     @property
     def capacity(self) -> int:

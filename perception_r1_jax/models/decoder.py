@@ -36,7 +36,11 @@ class Attention(nnx.Module):
     def __call__(
         self, x: Float[Array, "*B D"], angles: Float[Array, "*B half"], attend: Attend
     ) -> tuple[Float[Array, "*B D"], Any]:
-        out, kept = attend(rotate(self.q(x), angles), rotate(self.k(x), angles), self.v(x))
+        # Here rows are split over all of `data` and `fsdp`, however x was laid out, and so are caches made of k and v.
+        q = constrain(rotate(self.q(x), angles), ("batch", None, "heads", "head_dim"))
+        k = constrain(rotate(self.k(x), angles), ("batch", None, "kv_heads", "head_dim"))
+        v = constrain(self.v(x), ("batch", None, "kv_heads", "head_dim"))
+        out, kept = attend(q, k, v)
         return self.o(out), kept
 
 
@@ -123,9 +127,11 @@ class Decoder(nnx.Module):
         mask = causal[None] & valid[:, None, :]
 
         def body(layer, x, _):
-            return layer(x, angles, lambda q, k, v: (attention(q, k, v, mask), (k, v)))
+            x, kv = layer(x, angles, lambda q, k, v: (attention(q, k, v, mask), (k, v)))
+            return constrain(x, ("batch", None, None)), kv
 
-        x, (k, v) = scan_layers(self.layers, body, x, None)
+        # Many tokens: gathering each layer's weights over `fsdp` moves less than the activations would.
+        x, (k, v) = scan_layers(self.layers, body, constrain(x, ("batch", None, None)), None)
         return self.norm(x), PromptCache(k, v, valid)
 
     def decode_step(
@@ -150,7 +156,8 @@ class Decoder(nnx.Module):
                 return out, updated
 
             x, cache = layer(x, angles, attend)
-            return (x, cache), None
+            # One token a sample: the weights stay where they are, split over `fsdp`, and the few activations move.
+            return (constrain(x, ("lookup", None, "embed")), cache), None
 
         layers = (jnp.arange(self.config.num_layers), prompt.k, prompt.v)
         (x, response), _ = scan_layers(self.layers, body, (x, response), layers)

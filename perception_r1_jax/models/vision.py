@@ -38,7 +38,9 @@ class VisionAttention(nnx.Module):
     ) -> Float[Array, "N W 64 hidden"]:
         q, k, v = jnp.moveaxis(self.qkv(x), 3, 0)
         q, k = rotate(q, angles), rotate(k, angles)
-        out = jax.lax.cond(full, _attend_pictures, _attend_windows, q, k, v, valid, image_ids)
+        # What a branch keeps for the backward pass is kept for every layer of the scan: masks, and scores if they fit.
+        pictures = jax.checkpoint(_attend_pictures, prevent_cse=False)
+        out = jax.lax.cond(full, pictures, _attend_windows, q, k, v, valid, image_ids)
         return self.o(out)
 
 

@@ -1,0 +1,115 @@
+"""Attention: against its formula, in blocks and whole, and in parts."""
+
+from __future__ import annotations
+
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from perception_r1_jax.models.attention import attention, shared_prefix_attention
+
+B, T, HEADS, KV_HEADS, H = 2, 19, 6, 2, 4
+
+
+def draw(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape).astype(np.float32))
+
+
+def inputs():
+    """q, k, v and a mask with rows of all kinds; query 5 of row 0 has no key."""
+    mask = np.random.default_rng(3).random((B, T, T)) < 0.5
+    mask[0, 5] = False
+    return draw(B, T, HEADS, H), draw(B, T, KV_HEADS, H, seed=1), draw(B, T, KV_HEADS, H, seed=2), jnp.asarray(mask)
+
+
+@pytest.fixture
+def block(monkeypatch):
+    """Sets the size of a block."""
+    return lambda size: monkeypatch.setattr(
+        importlib.import_module("perception_r1_jax.models.attention"), "QUERY_BLOCK", size
+    )
+
+
+def formula(q, k, v, mask):
+    """softmax(q k / sqrt(H)) v in float64, head by head; query head h reads key head h // 3."""
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    k, v = (np.repeat(x, HEADS // KV_HEADS, axis=2) for x in (k, v))
+    scores = np.einsum("bthd,bshd->bhts", q, k) / np.sqrt(H)
+    scores = np.where(np.asarray(mask)[:, None], scores, -1e30)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return np.einsum("bhts,bshd->bthd", weights / weights.sum(-1, keepdims=True), v)
+
+
+@pytest.mark.parametrize("size", [T, 8, 1])
+def test_the_formula_whole_and_in_blocks(block, size):
+    block(size)
+    q, k, v, mask = inputs()
+    out = attention(q, k, v, mask)
+    np.testing.assert_allclose(out, formula(q, k, v, mask), atol=2e-6)
+    without_key = np.repeat(np.asarray(v)[0].mean(0), HEADS // KV_HEADS, axis=0)
+    np.testing.assert_allclose(out[0, 5], without_key, atol=1e-6)
+    row = mask[:, 1:2]  # one mask for all queries
+    np.testing.assert_allclose(attention(q, k, v, row), formula(q, k, v, row), atol=2e-6)
+
+
+def gradients(q, k, v, mask):
+    weights = draw(*q.shape, seed=4)
+    return jax.grad(lambda q, k, v: jnp.sum(weights * attention(q, k, v, mask)), argnums=(0, 1, 2))(q, k, v)
+
+
+def test_gradients_in_blocks_are_those_of_the_whole(block):
+    whole = gradients(*inputs())
+    block(8)
+    for blocked, expected in zip(gradients(*inputs()), whole):
+        assert np.linalg.norm(expected) > 1
+        np.testing.assert_allclose(blocked, expected, atol=2e-6)
+
+
+def float_shapes(jaxpr):
+    """Shapes of all floating-point arrays that a program makes, those of its inner programs included."""
+    for equation in jaxpr.eqns:
+        yield from (x.aval.shape for x in equation.outvars if jnp.issubdtype(x.aval.dtype, jnp.floating))
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                yield from float_shapes(inner)
+
+
+def test_blocks_never_hold_the_scores_of_all_queries(block):
+    def largest():
+        # A function of its own, so that nothing is taken from an earlier trace.
+        return max(np.prod(shape) for shape in float_shapes(jax.make_jaxpr(lambda *x: gradients(*x))(*inputs()).jaxpr))
+
+    assert largest() == B * HEADS * T * T
+    block(8)
+    assert largest() == B * HEADS * 7 * T  # three blocks of 7
+
+
+def test_bfloat16_stays_bfloat16_forward_and_backward_without_promotion(block):
+    block(8)
+    q, k, v, mask = inputs()
+    exact = gradients(q, k, v, mask)
+    narrow = [x.astype(jnp.bfloat16) for x in (q, k, v)]
+    out, pull_back = jax.vjp(lambda *x: attention(*x, mask), *narrow)
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_allclose(out.astype(jnp.float32), formula(q, k, v, mask), atol=0.03)
+    for grad, expected in zip(pull_back(draw(*q.shape, seed=4).astype(jnp.bfloat16)), exact):
+        assert grad.dtype == jnp.bfloat16
+        assert np.linalg.norm(grad.astype(jnp.float32) - expected) < 0.02 * np.linalg.norm(expected)
+
+
+def test_a_shared_prefix_is_attention_to_prompt_and_own_response():
+    groups, length, capacity = 3, 5, 4
+    q = draw(B, groups, HEADS, H)
+    prompt = [draw(B, length, KV_HEADS, H, seed=seed) for seed in (1, 2)]
+    response = [draw(B, groups, capacity, KV_HEADS, H, seed=seed) for seed in (3, 4)]
+    prompt_mask = jnp.arange(length)[None] < jnp.array([[5], [3]])
+    response_mask = jnp.broadcast_to(jnp.arange(capacity) <= 1, (B, groups, capacity))
+    out = shared_prefix_attention(q, tuple(prompt), tuple(response), prompt_mask, response_mask)
+    for g in range(groups):
+        k, v = (jnp.concatenate([p, r[:, g]], axis=1) for p, r in zip(prompt, response))
+        mask = jnp.concatenate([prompt_mask, response_mask[:, g]], axis=1)[:, None]
+        np.testing.assert_allclose(out[:, g : g + 1], formula(q[:, g : g + 1], k, v, mask), atol=2e-6)
