@@ -7,19 +7,16 @@ WORKDIR ?= runs/debug
 # Two processes of some 3 GB each: tests wait for compilers and deadlines more than for one another.
 PARALLEL := -n 2 --dist loadfile
 
-.PHONY: train test test-slow test-gpu lint environment
+.PHONY: train test test-slow lint environment
 
 train: $(READY)
 	$(BIN)/python scripts/train.py --config configs/debug.py --workdir $(WORKDIR)
 
 test: $(READY)
-	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not gpu"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -m "slow and not gpu"
-
-test-gpu: $(READY)
-	JAX_PLATFORMS=cuda,cpu $(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m pytest -m slow
 
 lint: $(READY)
 	$(BIN)/ruff check .
