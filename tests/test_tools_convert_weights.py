@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from perception_r1_jax.weights import convert_huggingface
 from perception_r1_jax.weights.random_checkpoint import write_random_checkpoint
 from perception_r1_jax.weights.safetensors_io import stored_tensors
 from tools.convert_weights import jax_to_hf
@@ -50,6 +51,17 @@ def test_a_directory_that_cannot_be_written_to_is_one_line(tmp_path, out):
     assert run.returncode == 1
     assert run.stderr.startswith("error: ")
     assert str(tmp_path / out) in run.stderr
+    assert run.stderr.count("\n") == 1
+
+
+def test_a_damaged_checkpoint_is_one_line(tmp_path):
+    """The storage layer's own threads print nothing either."""
+    convert_huggingface(write_random_checkpoint(tmp_path / "hf", "qwen2"), tmp_path / "jax")
+    for file in (tmp_path / "jax" / "params" / "params" / "d").iterdir():
+        file.unlink()
+    run = _run("-m", "tools.convert_weights.jax_to_hf", "--checkpoint", tmp_path / "jax", "--out", tmp_path / "back")
+    assert run.returncode == 1
+    assert run.stderr.startswith(f"error: {tmp_path / 'jax' / 'params'} cannot be read")
     assert run.stderr.count("\n") == 1
 
 

@@ -243,16 +243,14 @@ INDEX, CHUNKS = "params/d/*", "params/ocdbt.process_0/d/*"
         (CHUNKS, _halve),
     ],
 )
-def test_a_damaged_checkpoint_is_one_sentence(converted, config, mesh, tmp_path, capfd, file, damage):
+def test_a_damaged_checkpoint_is_one_sentence(converted, config, mesh, tmp_path, file, damage):
     copy = shutil.copytree(converted, tmp_path / "copy")
     damage(max((copy / "params").glob(file), key=lambda path: path.stat().st_size))
-    capfd.readouterr()
     with pytest.raises(
         CheckpointError, match=f"^{copy / 'params'} cannot be read: .*Convert the model again"
     ) as caught:
         load_params(copy, config, mesh)
     assert "\n" not in str(caught.value)
-    assert "Traceback" not in capfd.readouterr().err  # from the threads of the storage layer
     with pytest.raises(CheckpointError, match="cannot be read"):
         export_huggingface(copy, tmp_path / "back")
 
