@@ -56,7 +56,7 @@ def generate(args: argparse.Namespace) -> dict:
     """The answer: `text`, `token_ids`, `prompt_tokens`, `finish_reason`.
 
     Raises:
-        OSError, ValueError: no device, or a model directory that cannot be used.
+        OSError, UserError: no device, or a model directory that cannot be used.
         DroppedProblem: a picture or a text that cannot be used.
     """
     import jax

@@ -9,7 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from perception_r1_jax.models import ModelConfig, Params, compute_logits, embed_prompts, embed_tokens, forward
+from perception_r1_jax.models import (
+    ModelConfig,
+    Params,
+    causal_mask,
+    compute_logits,
+    embed_prompts,
+    embed_tokens,
+    forward,
+    map_blocks,
+)
 from perception_r1_jax.records import AnyArray, PromptBatch
 from perception_r1_jax.sharding import constrain
 
@@ -44,19 +53,14 @@ def token_log_probs(
     Returns:
         Both float32, in nats. No gradient flows through the entropy.
     """
-    rows, length, _ = hidden.shape
-    chunk = min(chunk, length)
     banned = np.isin(np.arange(config.vocab_size), banned_ids)[None, None]
 
-    @jax.checkpoint
     def chunk_log_probs(inputs):
         hidden, targets = inputs
         logits = jnp.where(banned, BANNED_LOGIT, compute_logits(config, params, hidden) / temperature)
         return _log_prob_and_entropy(logits, targets)
 
-    pieces = jax.tree.map(lambda x: _split(x, chunk), (hidden, targets))
-    joined = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(rows, -1), jax.lax.map(chunk_log_probs, pieces))
-    return jax.tree.map(lambda x: x[:, :length], joined)
+    return map_blocks(chunk_log_probs, (hidden, targets), min(chunk, hidden.shape[1]))
 
 
 def response_log_probs(
@@ -134,8 +138,7 @@ def row_mask(
     """What each token of a row may attend to: itself and what stands before it, padding left out."""
     in_prompt = jnp.arange(prompt_length)[None] < lengths[:, None]
     valid = jnp.concatenate([in_prompt, response_mask], axis=1)
-    causal = jnp.tril(jnp.ones((valid.shape[1], valid.shape[1]), bool))
-    return causal[None] & valid[:, None, :]
+    return causal_mask(valid)
 
 
 def predicting_states(
@@ -155,10 +158,3 @@ def _log_prob_and_entropy(logits, targets):
     picked = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
     fixed = jax.lax.stop_gradient(logits - normaliser[..., None])
     return picked - normaliser, -jnp.sum(jnp.exp(fixed) * fixed, axis=-1)
-
-
-def _split(x, chunk):
-    """[B, C, ...] -> [chunks, B, chunk, ...], the last chunk filled up with zeros."""
-    padding = [(0, 0), (0, -x.shape[1] % chunk)] + [(0, 0)] * (x.ndim - 2)
-    x = jnp.pad(x, padding)
-    return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)

@@ -6,14 +6,14 @@ import functools
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Int, Key
 
 from perception_r1_jax.inference.generate import Responses, generate
 from perception_r1_jax.inference.sampling import Sampling
 from perception_r1_jax.models import ModelConfig, Params
 from perception_r1_jax.records import PromptBatch
-from perception_r1_jax.sharding import put_batch
+from perception_r1_jax.sharding import put_batch, replicated
 
 Generated = Responses
 """The engine's answer: `Responses` of numpy arrays."""
@@ -49,7 +49,7 @@ class Engine:
             responses = self._generate(
                 self.params,
                 put_batch(self.mesh, prompts),
-                jax.device_put(key, NamedSharding(self.mesh, PartitionSpec())),
+                jax.device_put(key, replicated(self.mesh)),
                 None if forced is None else put_batch(self.mesh, forced),
                 samples=samples,
                 sampling=sampling,

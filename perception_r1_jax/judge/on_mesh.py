@@ -24,7 +24,7 @@ from perception_r1_jax.inference import Engine, Generated, Sampling
 from perception_r1_jax.judge.prompts import JudgePrompt, JudgeRequest, load_prompt
 from perception_r1_jax.judge.template import MODES, answer_template, answer_text
 from perception_r1_jax.judge.verdicts import NONE, OK, Judgement, parse_verdicts, parse_verdicts_paper
-from perception_r1_jax.models import load_config
+from perception_r1_jax.models import ModelConfig, load_config
 from perception_r1_jax.processing import Processor, PromptTooLong, batch_prompts
 from perception_r1_jax.records import Prompt
 from perception_r1_jax.sharding import make_mesh
@@ -98,6 +98,11 @@ class Judge:
             for row, ask in enumerate(batch):
                 prepared[ask.index] = self._read(generated, row, ask.count)
         return prepared
+
+    @property
+    def model(self) -> ModelConfig:
+        """Shapes of the judging model."""
+        return self._engine.config
 
     @property
     def compilations(self) -> int:

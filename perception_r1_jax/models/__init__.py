@@ -1,5 +1,7 @@
 """Qwen2.5-VL and Qwen2 in Flax NNX. Outside of this folder only these pure functions are seen, never a module."""
 
+from perception_r1_jax.models.attention import causal_mask
+from perception_r1_jax.models.blocks import map_blocks
 from perception_r1_jax.models.cache import PromptCache, ResponseCache
 from perception_r1_jax.models.config import ModelConfig, VisionConfig, load_config
 from perception_r1_jax.models.layers import REMAT_POLICIES
@@ -27,6 +29,7 @@ __all__ = [
     "VisionConfig",
     "abstract_params",
     "cast_params",
+    "causal_mask",
     "compute_logits",
     "decode_step",
     "embed_prompts",
@@ -36,5 +39,6 @@ __all__ = [
     "init_params",
     "load_config",
     "logical_axes",
+    "map_blocks",
     "prefill",
 ]

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from perception_r1_jax.models.blocks import map_blocks
 from perception_r1_jax.records import AnyArray
 
 QUERY_BLOCK = 1024
@@ -29,16 +30,13 @@ def attention(
     if count == 1:
         return _attend(q, k, v, mask)
     mask = jnp.broadcast_to(mask, (mask.shape[0], length, mask.shape[2]))
-    blocks = (_split(q, count), _split(mask, count))
-    step = jax.checkpoint(lambda block: _attend(block[0], k, v, block[1]), prevent_cse=False)
-    out = jax.lax.map(step, blocks)
-    return jnp.moveaxis(out, 0, 1).reshape(q.shape[0], -1, *q.shape[2:])[:, :length]
+    return map_blocks(lambda block: _attend(block[0], k, v, block[1]), (q, mask), -(-length // count))
 
 
-def _split(x, count):
-    """[B, T, ...] -> [count, B, T / count, ...], the last block filled up with zeros."""
-    x = jnp.pad(x, [(0, 0), (0, -x.shape[1] % count)] + [(0, 0)] * (x.ndim - 2))
-    return jnp.moveaxis(x.reshape(x.shape[0], count, -1, *x.shape[2:]), 1, 0)
+def causal_mask(valid: Bool[AnyArray, "B T"]) -> Bool[Array, "B T T"]:
+    """What each token of a row may attend to: itself and what stands before it, padding (not valid) left out."""
+    length = valid.shape[1]
+    return jnp.tril(jnp.ones((length, length), bool))[None] & valid[:, None, :]
 
 
 def _attend(q, k, v, mask):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from perception_r1_jax.models.attention import attention, shared_prefix_attention
+from perception_r1_jax.models.attention import attention, causal_mask, shared_prefix_attention
 from perception_r1_jax.models.cache import PromptCache, ResponseCache
 from perception_r1_jax.models.config import ModelConfig
 from perception_r1_jax.models.layers import GatedMLP, Linear, RMSNorm, parameter, scan_layers, stack_layers
@@ -123,8 +123,7 @@ class Decoder(nnx.Module):
         """Hidden states of right-padded prompts and the keys and values that decoding attends to."""
         angles = self.angles(positions)
         valid = jnp.arange(x.shape[1])[None, :] < lengths[:, None]
-        causal = jnp.tril(jnp.ones((x.shape[1], x.shape[1]), bool))
-        mask = causal[None] & valid[:, None, :]
+        mask = causal_mask(valid)
 
         def body(layer, x, _):
             x, kv = layer(x, angles, lambda q, k, v: (attention(q, k, v, mask), (k, v)))

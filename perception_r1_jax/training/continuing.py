@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from flax import traverse_util
 
 from perception_r1_jax.errors import UserError
 
@@ -38,18 +40,11 @@ def changes_since(workdir: Path, record: Mapping[str, Any]) -> dict[str, tuple[A
     if not path.is_file():
         return {}
     then, now = (
-        dict(_leaves({name: r[name] for name in ("config", "hashes")})) for r in (json.loads(path.read_text()), record)
+        traverse_util.flatten_dict({name: whole[name] for name in ("config", "hashes")}, sep=".")
+        for whole in (json.loads(path.read_text()), record)
     )
     changed = {name: (then.get(name), now.get(name)) for name in sorted(then | now) if then.get(name) != now.get(name)}
     refused = [f"{name} was {changed[name][0]!r} and is {changed[name][1]!r}" for name in FIXED if name in changed]
     if refused:
         raise UserError(f"{workdir} holds another run: {'; '.join(refused)}. Set them back, or choose another workdir.")
     return changed
-
-
-def _leaves(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    if not isinstance(tree, Mapping):
-        yield name, tree
-        return
-    for key, value in tree.items():
-        yield from _leaves(value, f"{name}.{key}" if name else key)

@@ -36,7 +36,7 @@ class MetricsWriter:
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Appends a step. A number that is not finite is null in the file, where JSON has no word for it."""
         values = {name: float(value) for name, value in metrics.items()}
-        self._file.write(json.dumps({"step": step, **{name: _finite(value) for name, value in values.items()}}) + "\n")
+        self._file.write(json.dumps({"step": step, **{name: finite(value) for name, value in values.items()}}) + "\n")
         self._file.flush()
         for name, value in values.items():
             if math.isfinite(value):
@@ -96,8 +96,9 @@ def _short(value):
     return f"{value:.0f}" if value.is_integer() else f"{value:.4g}"
 
 
-def _finite(value):
-    return value if math.isfinite(value) else None
+def finite(value: float | None) -> float | None:
+    """The value as JSON can hold it: None, which becomes null, where it is not finite."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _step(line, path, number):

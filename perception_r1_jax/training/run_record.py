@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import resource
 import subprocess
 import sys
@@ -17,6 +16,8 @@ import jax
 from ml_collections import ConfigDict
 
 from perception_r1_jax.records import Problem
+from perception_r1_jax.training.metrics import finite
+from perception_r1_jax.weights.side_files import write_json
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy", "math-verify")
 EDGE_BYTES = 1 << 16
@@ -37,21 +38,17 @@ def make_record(config: ConfigDict, **hashes: str) -> dict[str, Any]:
 
 def write_record(workdir: Path, record: Mapping[str, Any]) -> None:
     """Writes `run.json`."""
-    (workdir / "run.json").write_text(json.dumps(record, indent=2) + "\n")
+    write_json(workdir / "run.json", record)
 
 
 def write_result(workdir: Path, *, rewards: dict[str, float | None], seconds: float) -> dict[str, Any]:
     """Writes `result.json` and returns it; what the run has no data for (evaluations not made, NaN) is null."""
     result: dict[str, Any] = {f"{name}_{when}": None for name in PAIRS for when in ("before", "after")}
     result |= {f"mcnemar_{name}": None for name in PAIRS}
-    result["rewards"] = {name: _finite(value) for name, value in rewards.items()}
+    result["rewards"] = {name: finite(value) for name, value in rewards.items()}
     result |= {"seconds": round(seconds, 1), "peak_rss_bytes": peak_rss_bytes()}
-    (workdir / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    write_json(workdir / "result.json", result)
     return result
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
 
 
 def peak_rss_bytes() -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from perception_r1_jax.records import GroupAdvantages, Problem, Rollout, Scores
+from perception_r1_jax.training.metrics import finite
 
 
 def append_samples(
@@ -46,4 +46,4 @@ def _fields(row: int, rollout: Rollout, scores: Scores, advantages: GroupAdvanta
 
 
 def _number(value: np.floating) -> float | None:
-    return None if math.isnan(value) else round(float(value), 6)
+    return finite(round(float(value), 6))

@@ -31,7 +31,7 @@ from perception_r1_jax.training.models import RANDOM, keep_side_files, prepare_m
 from perception_r1_jax.training.optimizer import make_optimizer
 from perception_r1_jax.training.run_record import hash_files, hash_problems, hash_texts, make_record, write_record
 from perception_r1_jax.training.state import TrainState, abstract_state, init_state
-from perception_r1_jax.weights import load_params, locate_model
+from perception_r1_jax.weights import load_params
 
 
 @dataclasses.dataclass
@@ -77,7 +77,7 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
     """Checks and loads all that a run needs; from the latest checkpoint in `workdir` where there is one.
 
     Raises:
-        ValueError, OSError: a config, data or model that cannot be used; the message says what to do.
+        UserError, OSError: a config, data or model that cannot be used; the message says what to do.
     """
     # -- What can be checked before the first device is touched.
     started, workdir, console = time.monotonic(), workdir.resolve(), Console(soft_wrap=True, highlight=False)
@@ -88,7 +88,7 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
 
     # -- Models: their directories, shapes and processors.
     policy_dir, judge_dir = _model_directories(config, workdir)
-    keep_side_files(policy_dir, config.model.tokenizer, workdir / "model")
+    keep_side_files(policy_dir, _tokenizer(config.model), workdir / "model")
     model = load_config(workdir / "model")
     processor = Processor.from_directory(
         workdir / "model",
@@ -113,13 +113,12 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
     # -- Mesh and judge.
     mesh = make_mesh(**config.mesh)
     judge = _load_judge(config, judge_dir, mesh) if judge_dir else None
-    judge_parameters = _count(load_config(locate_model(judge_dir).model_dir)) if judge_dir else 0
     console.print(
         arithmetic(
             config,
             problems=len(problems),
             parameters=_count(model),
-            judge_parameters=judge_parameters,
+            judge_parameters=_count(judge.model) if judge else 0,
             mesh=dict(mesh.shape),
         )
     )
@@ -185,12 +184,17 @@ def _model_directories(config: ConfigDict, workdir: Path) -> tuple[Path, Path | 
     return policy, judge
 
 
+def _tokenizer(section: ConfigDict) -> str:
+    """The tokenizer to use in place of the model's; a random model was made with its own."""
+    return "" if section.path == RANDOM else section.tokenizer
+
+
 def _load_judge(config: ConfigDict, directory: Path, mesh: Mesh) -> Judge:
     judge = config.judge
     return load_judge(
         directory,
         mesh,
-        tokenizer="" if judge.path == RANDOM else judge.tokenizer,
+        tokenizer=_tokenizer(judge),
         prompt=judge.prompt,
         mode=judge.mode,
         max_prompt_tokens=judge.max_prompt_tokens,

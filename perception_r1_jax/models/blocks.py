@@ -1,0 +1,39 @@
+"""Long sequences through a function a block at a time, so that what it makes of a block is all that is ever held."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def map_blocks(function: Callable[[Any], Any], xs: Any, size: int) -> Any:
+    """Applies `function` to blocks of `size` positions, and again to each in the backward pass.
+
+    Args:
+        function: from arrays [B, size, ...] to arrays [B, size, ...], position by position.
+        xs: a tree of arrays [B, T, ...]; the last block is filled up with zeros.
+        size: positions of a block.
+
+    Returns:
+        What the function gives, joined to arrays [B, T, ...].
+    """
+    length = jax.tree.leaves(xs)[0].shape[1]
+    # The map already keeps XLA from merging the recomputation with the forward pass.
+    step = jax.checkpoint(function, prevent_cse=False)
+    out = jax.lax.map(step, jax.tree.map(lambda x: _split(x, size), xs))
+    return jax.tree.map(lambda x: _join(x)[:, :length], out)
+
+
+def _split(x, size):
+    """[B, T, ...] -> [blocks, B, size, ...]."""
+    x = jnp.pad(x, [(0, 0), (0, -x.shape[1] % size)] + [(0, 0)] * (x.ndim - 2))
+    return jnp.moveaxis(x.reshape(x.shape[0], -1, size, *x.shape[2:]), 1, 0)
+
+
+def _join(x):
+    """[blocks, B, size, ...] -> [B, blocks * size, ...]."""
+    x = jnp.moveaxis(x, 0, 1)
+    return x.reshape(x.shape[0], -1, *x.shape[3:])
