@@ -21,6 +21,7 @@ from perception_r1_jax.sharding import make_mesh
 from perception_r1_jax.training import loop, setup
 from perception_r1_jax.training.setup import prepare
 from perception_r1_jax.weights import export_huggingface, load_params
+from perception_r1_jax.weights.random_checkpoint import SMALL_TOKENIZER
 from tests import parity
 
 
@@ -195,6 +196,13 @@ def test_what_may_change_is_told(finished, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "changed: config.optimizer.learning_rate was 0.0001 and is 0.0002" in printed
     assert [line["step"] for line in lines(tmp_path / "run/metrics.jsonl")] == [1, 2, 3, 4]
+
+
+def test_a_random_model_keeps_the_tokenizer_it_was_made_with(finished, tmp_path):
+    run, other = shutil.copytree(finished, tmp_path / "run"), shutil.copytree(SMALL_TOKENIZER, tmp_path / "tokenizer")
+    (other / "tokenizer.json").write_text("{}")
+    prepare(small_config(**{"model.tokenizer": str(other)}), run).checkpoints.close()
+    assert (run / "model/tokenizer.json").read_bytes() == (SMALL_TOKENIZER / "tokenizer.json").read_bytes()
 
 
 def test_options_of_a_run(tmp_path):
