@@ -21,6 +21,7 @@ INSTALL = [
     "pyarrow>=20,<27",
     "rich>=13.9,<16",
     "safetensors>=0.8,<0.9",
+    "scipy>=1.15,<2",
     "sentencepiece>=0.2.1,<0.3",
     "tensorboardX>=2.6.4,<3",
     "tensorstore>=0.1.80,<0.2",
@@ -37,7 +38,7 @@ setup(
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["perception_r1_jax*", "tools*"]),
     include_package_data=True,
-    package_data={"perception_r1_jax": ["assets/**/*", "judge/*.json"]},
+    package_data={"perception_r1_jax": ["assets/**/*", "judge/*.json", "report/templates/*"]},
     install_requires=INSTALL,
     extras_require={
         "cuda": ["jax[cuda13]>=0.10.2,<0.13"],

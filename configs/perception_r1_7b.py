@@ -45,6 +45,7 @@ def get_config() -> ConfigDict:
     config.judge.max_new_tokens = 512  # tokens; a verdict takes about 10
     config.judge.batch_size = 64  # ours: requests judged at once, of the 1,024 of a step
     config.judge.on_failure = "drop_sample"  # theirs, under "paper", is "abort": a failed request kills the step
+    config.judge.flip_share = 0.0  # the judge's verdicts as they are
 
     config.rollout.prompts_per_step = 128  # times 8 samples: 1,024 responses and one update
     config.rollout.samples_per_prompt = 8  # the size of a group
@@ -76,7 +77,8 @@ def get_config() -> ConfigDict:
     config.grpo.micro_batch_samples = 1  # one row of up to 8,192 tokens a device
     config.grpo.log_prob_chunk = 256  # ours: 256 positions of a row have 152,064 float32 logits each, 156 MB
 
-    config.optimizer.learning_rate = 1e-6  # constant after warm-up
+    config.optimizer.learning_rate = 1e-6  # after warm-up
+    config.optimizer.schedule = "constant"  # theirs
     config.optimizer.warmup_fraction = 0.05  # 13 steps
     config.optimizer.b1 = 0.9  # AdamW's usual value
     config.optimizer.b2 = 0.999  # AdamW's usual value
@@ -91,4 +93,11 @@ def get_config() -> ConfigDict:
     config.checkpoint.every = 10  # steps, as theirs
     config.checkpoint.keep_last = 2  # ours: the latest, and the one before it
     config.checkpoint.keep_best = 1  # ours: by mean reward
+
+    config.evaluation.split = ""  # none beside benchmarks: the file has training problems alone
+    config.evaluation.problems = 0  # all
+    config.evaluation.batch_size = 64  # ours
+    config.evaluation.max_new_tokens = 4096  # theirs
+    config.evaluation.checker = ""  # none knows these pictures
+    config.evaluation.probe_max_new_tokens = 32  # not used without a checker
     return config

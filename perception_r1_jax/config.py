@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -20,6 +21,7 @@ from perception_r1_jax.judge.template import MODES
 from perception_r1_jax.models import REMAT_POLICIES
 from perception_r1_jax.rewards.accuracy import FIDELITIES
 from perception_r1_jax.rewards.failures import POLICIES
+from perception_r1_jax.training.optimizer import SCHEDULES
 
 PAPER = {"judge.mode": "free", "judge.on_failure": "abort", "grpo.aggregation": "micro_batch_mean"}
 """What `fidelity="paper"` sets, whatever a config says. The rest of the switch is in the code that reads `fidelity`."""
@@ -32,6 +34,7 @@ CHOICES = {
     "judge.on_failure": POLICIES,
     "grpo.aggregation": AGGREGATIONS,
     "grpo.kl_estimator": KL_ESTIMATORS,
+    "optimizer.schedule": SCHEDULES,
 }
 """Fields that take one of a few words."""
 
@@ -58,6 +61,10 @@ LEAST = {
     "checkpoint.every": 1,
     "checkpoint.keep_last": 1,
     "checkpoint.keep_best": 0,
+    "evaluation.problems": 0,
+    "evaluation.batch_size": 1,
+    "evaluation.max_new_tokens": 1,
+    "evaluation.probe_max_new_tokens": 1,
 }
 """The least value of fields that have one."""
 
@@ -94,9 +101,9 @@ def default_config() -> ConfigDict:
     )
 
     config.data = ConfigDict()  # the problems
-    # A folder with {split}.jsonl (Geometry3K) or {split}*.parquet, one parquet file, or "drawn" for drawn pictures.
-    config.data.path = "drawn"
-    config.data.split = "train"  # which files of a folder, or which of the drawn pictures; a single file is one split
+    # A folder with {split}.jsonl (Geometry3K) or {split}*.parquet, one parquet file, or "geometry_world".
+    config.data.path = "geometry_world"
+    config.data.split = "train"  # which files of a folder, or of the world; a single file is one split
     config.data.shuffle = True  # a new order each epoch, by seed
     config.data.prefetch = 1  # batches prepared ahead of the step, pictures decoded; 0: each when it is needed
 
@@ -118,6 +125,7 @@ def default_config() -> ConfigDict:
     config.judge.max_new_tokens = 512  # tokens of an answer
     config.judge.batch_size = 64  # requests judged at once, over all devices
     config.judge.on_failure = "drop_sample"  # or drop_term_for_group, zero, abort (docs/judge.md)
+    config.judge.flip_share = 0.0  # share of verdicts turned round at random, to study a judge that errs
 
     config.rollout = ConfigDict()  # how responses are drawn
     config.rollout.prompts_per_step = 128  # N, prompts in a batch
@@ -153,7 +161,8 @@ def default_config() -> ConfigDict:
     config.grpo.log_prob_chunk = 256  # positions of each row whose logits exist at a time
 
     config.optimizer = ConfigDict()  # AdamW
-    config.optimizer.learning_rate = 1e-6  # constant after warm-up
+    config.optimizer.learning_rate = 1e-6  # after warm-up
+    config.optimizer.schedule = "constant"  # from there on; or cosine: down to a tenth at the last step
     config.optimizer.warmup_fraction = 0.05  # share of all steps over which the rate rises to its value
     config.optimizer.b1 = 0.9  # decay of the mean of gradients
     config.optimizer.b2 = 0.999  # decay of the mean of their squares
@@ -170,6 +179,16 @@ def default_config() -> ConfigDict:
     config.checkpoint.every = 10  # steps between two checkpoints; the last step is always saved
     config.checkpoint.keep_last = 2  # the latest so many
     config.checkpoint.keep_best = 1  # and so many with the highest mean reward
+
+    config.evaluation = ConfigDict()  # greedy responses to other problems, before the first step and after the last
+    config.evaluation.split = ""  # of data.path, another one than data.split; "" makes no evaluation
+    config.evaluation.problems = 0  # the first so many of the split; 0: all
+    config.evaluation.batch_size = 64  # problems answered at once, over all devices
+    config.evaluation.max_new_tokens = 4096  # tokens; a longer response is cut, counted, and graded as it stands
+    # A module that knows the truth of the pictures (evaluation/checker.py): what responses perceive, and a probe, which
+    # asks for a single fact of each. "" measures accuracy alone.
+    config.evaluation.checker = ""
+    config.evaluation.probe_max_new_tokens = 32  # tokens of the answer to a probe
     return config.lock()
 
 
@@ -194,36 +213,52 @@ def validate(config: ConfigDict) -> None:
             without the instruction; it says what to set.
         FileNotFoundError: a path that is not given or does not exist.
     """
-    for field, choices in CHOICES.items():
-        _require(config, field, _get(config, field) in choices, f"choose one of {', '.join(choices)}")
-    for field, least in LEAST.items():
-        _require(config, field, least <= _get(config, field) < math.inf, f"it must be a number of at least {least}")
-    for field in POSITIVE:
-        _require(config, field, 0 < _get(config, field) < math.inf, "it must be a number above 0")
-    for field in FINITE:
-        _require(config, field, math.isfinite(_get(config, field)), "it must be a finite number")
-    for field in ("optimizer.b1", "optimizer.b2"):
-        _require(config, field, 0 <= _get(config, field) < 1, "it must be at least 0 and below 1")
+    check_fields(config, LEAST)
     _require(config, "rollout.top_p", 0 < config.rollout.top_p <= 1, "it must be above 0 and at most 1")
-    _require(config, "optimizer.warmup_fraction", config.optimizer.warmup_fraction <= 1, "it must be at most 1")
-    highest = config.model.max_pixels
-    _require(config, "model.min_pixels", config.model.min_pixels <= highest, f"it is above model.max_pixels, {highest}")
+    _require(config, "judge.flip_share", 0 <= config.judge.flip_share <= 1, "it must be between 0 and 1")
     for field, least in {"prompt_buckets": 1, "window_buckets": 0, "response_buckets": 1}.items():
         _check_buckets(config, f"rollout.{field}", least)
-    check_divides("micro_batch_prompts", config.grpo.micro_batch_prompts, config.rollout.prompts_per_step)
-    check_divides("micro_batch_samples", config.grpo.micro_batch_samples, config.rollout.samples_per_prompt)
+    check_divides("grpo.micro_batch_prompts", config.grpo.micro_batch_prompts, config.rollout.prompts_per_step)
+    check_divides("grpo.micro_batch_samples", config.grpo.micro_batch_samples, config.rollout.samples_per_prompt)
     _check_paths(config)
+    _check_evaluation(config)
     load_instruction(config)
 
 
+def check_fields(config: ConfigDict, least: Mapping[str, float]) -> None:
+    """Checks the fields of the tables above, those that this config has, and the sections that every run has.
+
+    Raises:
+        UserError: a field with an impossible value.
+    """
+    for field, choices in _present(config, CHOICES):
+        _require(config, field, _get(config, field) in choices, f"choose one of {', '.join(choices)}")
+    for field, low in _present(config, LEAST | least):
+        _require(config, field, low <= _get(config, field) < math.inf, f"it must be a number of at least {low}")
+    for field, _ in _present(config, dict.fromkeys(POSITIVE)):
+        _require(config, field, 0 < _get(config, field) < math.inf, "it must be a number above 0")
+    for field, _ in _present(config, dict.fromkeys(FINITE)):
+        _require(config, field, math.isfinite(_get(config, field)), "it must be a finite number")
+    for field in ("optimizer.b1", "optimizer.b2"):
+        _require(config, field, 0 <= _get(config, field) < 1, "it must be at least 0 and below 1")
+    _require(config, "optimizer.warmup_fraction", config.optimizer.warmup_fraction <= 1, "it must be at most 1")
+    highest = config.model.max_pixels
+    _require(config, "model.min_pixels", config.model.min_pixels <= highest, f"it is above model.max_pixels, {highest}")
+
+
+def _present(config: ConfigDict, table: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """The table's items for fields in sections that the config has."""
+    return [(field, value) for field, value in table.items() if field.split(".")[0] in config]
+
+
 def check_divides(name: str, size: int, total: int) -> None:
-    """Raises UserError with the nearest legal values unless `size`, a field of `config.grpo`, divides `total`."""
+    """Raises UserError with the nearest legal values unless `size`, the config's field `name`, divides `total`."""
     if 0 < size <= total and total % size == 0:
         return
     legal = [value for value in range(1, total + 1) if total % value == 0]
     nearest = sorted(sorted(legal, key=lambda value: abs(value - size))[:2])
     raise UserError(
-        f"config.grpo.{name} is {size}, which does not divide {total}. "
+        f"config.{name} is {size}, which does not divide {total}. "
         f"The nearest values that do: {' and '.join(map(str, nearest))}."
     )
 
@@ -239,15 +274,29 @@ def _check_paths(config: ConfigDict) -> None:
     for field, words in {
         "model.path": ("random",),
         "judge.path": ("random", ""),
-        "data.path": ("drawn",),
+        "data.path": ("geometry_world",),
         "model.tokenizer": ("",),
         "judge.tokenizer": ("",),
         "judge.prompt": ("",),
         "format_instruction": () if _is_file_name(config.format_instruction) else (config.format_instruction,),
     }.items():
-        value = _get(config, field)
-        if value not in words and (value == "" or not Path(value).exists()):  # Path("") would be the current folder
-            raise FileNotFoundError(f"config.{field} = {value!r} does not exist. Give a path that does{_or(words)}.")
+        check_path(config, field, words)
+
+
+def check_path(config: ConfigDict, field: str, words: Sequence[str]) -> None:
+    """Raises FileNotFoundError unless the field holds a path that exists, or one of the words."""
+    value = _get(config, field)
+    if value not in words and (value == "" or not Path(value).exists()):  # Path("") would be the current folder
+        raise FileNotFoundError(f"config.{field} = {value!r} does not exist. Give a path that does{_or(words)}.")
+
+
+def _check_evaluation(config: ConfigDict) -> None:
+    """A policy evaluated on what it trains on would seem better than it is."""
+    if config.evaluation.split:
+        another = config.evaluation.split != config.data.split
+        _require(config, "evaluation.split", another, "the run trains on this split; name another one")
+        advice = "a single file has one split, which the run trains on; set data.path to a folder of several"
+        _require(config, "evaluation.split", not Path(config.data.path).is_file(), advice)
 
 
 def _or(words: Sequence[str]) -> str:
@@ -300,6 +349,7 @@ def _undivided(config: ConfigDict, mesh: Mapping[str, int], *, judge: bool) -> l
         ("grpo.micro_batch_prompts", p, "pictures of a micro-batch"),
         ("grpo.micro_batch_prompts x micro_batch_samples", p * s, "rows of a micro-batch"),
         *([("judge.batch_size", config.judge.batch_size, "judgements")] if judge else []),
+        *([("evaluation.batch_size", config.evaluation.batch_size, "evaluation")] if config.evaluation.split else []),
     ]
     return [f"{what}: {name} = {size}" for name, size, what in shared if size % ways]
 

@@ -6,10 +6,11 @@ Dimensions, the legend for every shape in this project:
     L prompt tokens (bucket)      C response tokens (bucket)           T any run of tokens
     W vision windows (bucket)     P numbers in a flattened patch       S = 64 * W patch slots
     M annotations of a problem    V vocabulary                         D hidden size
-    H size of a head
+    H size of a head              R rows of packed conversations
 
 `Problem` and `Prompt` are host records; `PromptBatch` and `TrainBatch` are pytrees of arrays that a
 jitted function takes; `Rollout`, `Scores` and `GroupAdvantages` are numpy arrays beside their texts.
+Supervised training has a shorter way: `Conversation`, `Example`, `PackedBatch`.
 """
 
 from __future__ import annotations
@@ -213,3 +214,76 @@ class TrainBatch:
     old_logps: AnyArray | None = None
     reference_logps: AnyArray | None = None
     rollout_logps: AnyArray | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Message:
+    """One turn of a conversation: `role` is system, user or assistant; `content` may hold `<image>` markers."""
+
+    role: str
+    content: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Conversation:
+    """What supervised training learns from: every assistant turn is a response to imitate.
+
+    Attributes:
+        conversation_id: unique within the data set.
+        images: encoded pictures, or their paths, in the order of the `<image>` markers in the user turns. Without
+            markers they stand before the text of the first user turn.
+        messages: the turns, a system turn first or none.
+    """
+
+    conversation_id: str
+    images: tuple[ImageSource, ...]
+    messages: tuple[Message, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A conversation as the model reads it (numpy, no padding).
+
+    Attributes:
+        conversation_id: where it came from.
+        tokens: int32 [T], chat template applied, one image-pad id per image token.
+        positions: int32 [3, T], M-RoPE positions (temporal, height, width).
+        image_slots: int32 [T], slot of the token's image feature in `vision`, -1 at text tokens.
+        loss_mask: bool [T], true on the tokens of each assistant turn, the `<|im_end|>` that ends it included.
+        vision: the pictures, with W = 0 for a conversation without any.
+    """
+
+    conversation_id: str
+    tokens: np.ndarray
+    positions: np.ndarray
+    image_slots: np.ndarray
+    loss_mask: np.ndarray
+    vision: VisionLayout
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PackedBatch:
+    """R rows of T tokens and W windows, several conversations (segments) in each, one after the other.
+
+    Attributes:
+        tokens: int32 [R, T], pad id after the last segment's end.
+        segment_ids: int32 [R, T], which conversation of the row a token belongs to, from 0; -1 for padding.
+        positions: int32 [R, 3, T], from 0 in each segment.
+        image_slots: int32 [R, T], slot of the token's image feature among the row's; -1 at text and padding.
+        loss_mask: bool [R, T], true on the tokens whose log-probability the loss counts.
+        patches: float32 [R, W, 64, P].
+        patch_positions: int32 [R, W, 64, 2].
+        patch_valid: bool [R, W, 64].
+        image_ids: int32 [R, W], which picture of the row a window belongs to, -1 for padding windows.
+    """
+
+    tokens: AnyArray
+    segment_ids: AnyArray
+    positions: AnyArray
+    image_slots: AnyArray
+    loss_mask: AnyArray
+    patches: AnyArray
+    patch_positions: AnyArray
+    patch_valid: AnyArray
+    image_ids: AnyArray

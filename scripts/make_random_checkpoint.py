@@ -1,9 +1,10 @@
 """Writes a small random Qwen2.5-VL or Qwen2.5 checkpoint in the published Hugging Face layout, without torch.
 
-    python scripts/make_random_checkpoint.py --family qwen2_5_vl --out DIR [--tokenizer DIR] [--seed 0]
+    python scripts/make_random_checkpoint.py --family qwen2_5_vl --out DIR [--config_overrides FILE] [--tokenizer DIR]
 
 Token ids and vocabulary size follow the tokenizer, by default the package's small one. The weights are large
-enough for a missing part of the model to show (see `perception_r1_jax/weights/random_checkpoint.py`).
+enough for a missing part of the model to show (see `perception_r1_jax/weights/random_checkpoint.py`). A model to train
+starts better from `--scale 1 --spread 0`: normal matrices of standard deviation 0.02, no biases, norms of one.
 """
 
 from __future__ import annotations
@@ -11,10 +12,19 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from perception_r1_jax.processing.tokenizer import read_json
 from perception_r1_jax.weights.random_checkpoint import FAMILIES, write_random_checkpoint
+
+
+def json_file(name: str) -> dict[str, Any]:
+    """The object in a file."""
+    if not Path(name).is_file():
+        raise argparse.ArgumentTypeError(f"{name} does not exist")
+    return read_json(Path(name))
 
 
 def main() -> None:
@@ -25,10 +35,19 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, help="directory of tokenizer and side files to copy")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scale", type=float, default=6.0, help="matrices, in units of the default initialisation")
+    parser.add_argument("--spread", type=float, default=0.2, help="of biases and norms, about 0 and 1 (default 0.2)")
+    parser.add_argument("--config_overrides", type=json_file, help="JSON file with fields of config.json to set")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
     args = parser.parse_args()
     out = write_random_checkpoint(
-        args.out, args.family, tokenizer_dir=args.tokenizer, seed=args.seed, scale=args.scale, dtype=args.dtype
+        args.out,
+        args.family,
+        args.config_overrides,
+        tokenizer_dir=args.tokenizer,
+        seed=args.seed,
+        scale=args.scale,
+        spread=args.spread,
+        dtype=args.dtype,
     )
     print(f"random {args.family} checkpoint written to {out}")
 

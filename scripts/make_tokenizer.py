@@ -1,24 +1,34 @@
-"""Makes the repository's own small tokenizer, with the special tokens and the conventions of Qwen2.5-VL's.
+"""Makes the repository's own tokenizers, with the special tokens and the conventions of Qwen2.5-VL's.
 
-    python scripts/make_tokenizer.py [--out perception_r1_jax/assets/tokenizer]
+    python scripts/make_tokenizer.py --corpus sentences --out perception_r1_jax/assets/tokenizer
+    python scripts/make_tokenizer.py --corpus world --out DIR
 
-Byte-level BPE, so that any text encodes; digits stay single, as in Qwen's. The corpus is sentences about
-geometry that this script draws from a fixed seed: the same files come out every time.
+Byte-level BPE, so that any text encodes; digits stay single, as in Qwen's. "sentences" are about geometry at large and
+make the tokenizer of random models. "world" is what the two embedded models read and write: there letters stay single
+too, and whole phrases are tokens, which makes responses half as long. Both corpora are drawn from a fixed seed: the
+same files come out every time.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import random
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-VOCABULARY = 1500
+from perception_r1_jax.data.geometry_world.conversations import judge_conversation, policy_conversation
+from perception_r1_jax.records import IMAGE_MARKER
+
 SENTENCES = 6000
+CONVERSATIONS = 4000
 SPECIAL_TOKENS = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -33,6 +43,11 @@ SPECIAL_TOKENS = (
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# Letters and digits one at a time; a phrase in small letters with the spaces around it; tags of answers and verdicts.
+WORLD_SPLIT = (
+    r"\n</(?:think|answer)>\n?|<(?:think|answer)>\n|\\boxed\{|</?info\p{N}+>\n?"
+    r"| ?\p{Lu}?\p{Ll}+(?:,? \p{Ll}+)* ?|\p{L}|\p{N}| ?[^\s\p{L}\p{N}]+ ?|\s+"
 )
 
 # One template for both families: content is a string, or a list of pictures and texts.
@@ -110,30 +125,61 @@ def draw_sentences(seed: int = 0) -> Iterator[str]:
         yield pattern.format(**points, **numbers, x=rng.choice("xyzwabhr"), shape=rng.choice(SHAPES))
 
 
-def train_tokenizer() -> tokenizers.Tokenizer:
+def draw_world(seed: int = 0) -> Iterator[str]:
+    """Draws what policy and judge of the world hear and say."""
+    for index in range(CONVERSATIONS):
+        yield from ("system\n", "You are a helpful assistant.", "user\n", "assistant\n")  # of the chat template
+        for conversation in (policy_conversation(index, seed=seed), judge_conversation(index, seed=seed)):
+            yield from (message.content.replace(IMAGE_MARKER, "") for message in conversation.messages)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a tokenizer is made.
+
+    Attributes:
+        draw: what it is trained on.
+        split: where text is split before merging.
+        vocabulary: its tokens without the special ones.
+        tokenizer_class: of transformers; it must leave the rule to split as it is.
+    """
+
+    draw: Callable[[], Iterable[str]]
+    split: str
+    vocabulary: int
+    tokenizer_class: str
+
+
+RECIPES = {
+    "sentences": Recipe(draw_sentences, SPLIT, 1500, "Qwen2Tokenizer"),
+    "world": Recipe(draw_world, WORLD_SPLIT, 760, "PreTrainedTokenizerFast"),
+}
+
+
+def train_tokenizer(recipe: Recipe) -> tokenizers.Tokenizer:
     """Trains the vocabulary; the special tokens follow it, as in Qwen's."""
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
+            pre_tokenizers.Split(Regex(recipe.split), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=recipe.vocabulary, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
-    tokenizer.train_from_iterator(draw_sentences(), trainer)
+    tokenizer.train_from_iterator(recipe.draw(), trainer)
     tokenizer.add_special_tokens([tokenizers.AddedToken(token, normalized=False) for token in SPECIAL_TOKENS])
     return tokenizer
 
 
-def write_tokenizer(out: Path) -> None:
+def write_tokenizer(out: Path, recipe: Recipe) -> None:
     """Writes tokenizer.json, tokenizer_config.json and chat_template.json, where Qwen2.5-VL has them."""
     out.mkdir(parents=True, exist_ok=True)
-    tokenizer = train_tokenizer()
+    tokenizer = train_tokenizer(recipe)
     tokenizer.save(str(out / "tokenizer.json"), pretty=False)
     config = {
         "add_bos_token": False,
@@ -147,7 +193,7 @@ def write_tokenizer(out: Path) -> None:
         "model_max_length": 131072,
         "pad_token": "<|endoftext|>",
         "split_special_tokens": False,
-        "tokenizer_class": "Qwen2Tokenizer",
+        "tokenizer_class": recipe.tokenizer_class,
         "unk_token": None,
     }
     for name, content in (
@@ -161,9 +207,10 @@ def write_tokenizer(out: Path) -> None:
 def main() -> None:
     """Reads the command line and writes the tokenizer."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    root = Path(__file__).resolve().parent.parent
-    parser.add_argument("--out", type=Path, default=root / "perception_r1_jax" / "assets" / "tokenizer")
-    write_tokenizer(parser.parse_args().out)
+    parser.add_argument("--corpus", choices=RECIPES, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    args = parser.parse_args()
+    write_tokenizer(args.out, RECIPES[args.corpus])
 
 
 if __name__ == "__main__":

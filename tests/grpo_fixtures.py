@@ -41,6 +41,7 @@ def run_config(**overrides) -> ConfigDict:
             },
             "optimizer": {
                 "learning_rate": 1e-2,
+                "schedule": "constant",
                 "warmup_fraction": 0.0,
                 "b1": 0.9,
                 "b2": 0.999,

@@ -16,10 +16,12 @@ from ml_collections import ConfigDict, config_flags
 
 from perception_r1_jax.config import FINITE, LEAST, POSITIVE, arithmetic, default_config, load_instruction, validate
 from perception_r1_jax.errors import UserError
+from perception_r1_jax.sft.config import sft_config
 from perception_r1_jax.sharding import make_mesh
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 FILES = sorted(path.name for path in (REPOSITORY / "configs").glob("*.py"))
+GRPO_FILES = [name for name in FILES if "sft" not in name]  # tests/test_sft_config.py has the others
 
 
 def load(monkeypatch, name: str, *overrides: str) -> ConfigDict:
@@ -40,10 +42,10 @@ def config() -> ConfigDict:
     return config
 
 
-def leaves() -> dict[str, object]:
-    """Dotted name -> value of every field of `default_config`."""
+def leaves(config: ConfigDict | None = None) -> dict[str, object]:
+    """Dotted name -> value of every field of the config, by default `default_config`."""
     fields = {}
-    for name, value in default_config().items():
+    for name, value in (config or default_config()).items():
         inner = {f"{name}.{key}": leaf for key, leaf in value.items()} if isinstance(value, ConfigDict) else {}
         fields |= inner or {name: value}
     return fields
@@ -62,7 +64,7 @@ def test_there_are_config_files():
     assert {"debug.py", "perception_r1_3b.py", "perception_r1_7b.py"} <= set(FILES)
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", GRPO_FILES)
 def test_every_config_file_is_valid_once_its_paths_exist(monkeypatch, tmp_path, name):
     fields = ("model.path", "judge.path", "data.path")
     config = load(monkeypatch, name, *(f"--config.{field}={tmp_path}" for field in fields))
@@ -149,6 +151,7 @@ def test_a_value_of_another_type_is_an_error(monkeypatch):
         ("checkpoint.keep_best", -1, "-1: it must be a number of at least 0"),
         ("model.min_pixels", 2_000_000, "2000000: it is above model.max_pixels, 1806336"),
         ("rollout.prompt_buckets", (512, 256), r"\(512, 256\): list whole numbers, rising"),
+        ("judge.flip_share", 1.2, "1.2: it must be between 0 and 1"),
         ("rollout.window_buckets", (16, 16), r"\(16, 16\): list whole numbers, rising"),
         ("rollout.response_buckets", (0.5,), r"\(0.5,\): list whole numbers, rising"),
         ("rollout.response_buckets", (), r"\(\): list whole numbers, rising"),
@@ -203,6 +206,18 @@ def test_a_path_must_be_given(config, field):
         validate(config)
 
 
+def test_nothing_is_evaluated_on_what_it_trains_on(config, tmp_path):
+    config.evaluation.split = "val"
+    validate(config)
+    config.evaluation.split = config.data.split
+    with pytest.raises(UserError, match=r"config\.evaluation\.split = 'train': the run trains on this split"):
+        validate(config)
+    config.evaluation.split, config.data.path = "val", str(tmp_path / "all.parquet")
+    (tmp_path / "all.parquet").touch()
+    with pytest.raises(UserError, match=r"config\.evaluation\.split = 'val': a single file has one split"):
+        validate(config)
+
+
 def test_an_instruction_is_text_or_the_name_of_a_file(config, tmp_path):
     for text in ("Think.", "x" * 400):
         config.format_instruction = text
@@ -250,7 +265,10 @@ def assignments(source: str) -> dict[str, bool]:
     return found
 
 
-@pytest.mark.parametrize("file", [*(f"configs/{name}" for name in FILES), "perception_r1_jax/config.py"])
+@pytest.mark.parametrize(
+    "file",
+    [*(f"configs/{name}" for name in FILES), "perception_r1_jax/config.py", "perception_r1_jax/sft/config.py"],
+)
 def test_every_field_that_is_set_has_a_comment(file):
     commented = assignments((REPOSITORY / file).read_text())
     assert commented
@@ -281,17 +299,16 @@ def is_read(field: str, code: list[str]) -> bool:
 
 def test_every_field_is_read_somewhere():
     code = sources()
-    assert not [field for field in leaves() if not is_read(field, code)]
+    assert not [field for field in leaves() | leaves(sft_config()) if not is_read(field, code)]
     assert not is_read("judge.no_such_field", code)
 
 
 def test_every_field_that_the_code_reads_exists():
-    fields = default_config()
-    sections = [name for name, value in fields.items() if isinstance(value, ConfigDict)]
-    reading = re.compile(rf"\bconfig\.({'|'.join(sections)})\.(\w+)\b")
     unknown = []
     for path in [*REPOSITORY.glob("perception_r1_jax/**/*.py"), *REPOSITORY.glob("scripts/*.py")]:
-        for section, field in reading.findall(path.read_text()):
+        fields = sft_config() if path.parent.name == "sft" else default_config()
+        sections = [name for name, value in fields.items() if isinstance(value, ConfigDict)]
+        for section, field in re.findall(rf"\bconfig\.({'|'.join(sections)})\.(\w+)\b", path.read_text()):
             if field not in fields[section]:
                 unknown.append(f"{path.name}: config.{section}.{field}")
     assert not unknown

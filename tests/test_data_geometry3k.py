@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from perception_r1_jax.data import DataError, draw_problem, load_problems
+from perception_r1_jax.data import DataError, load_problems
+from perception_r1_jax.data.geometry_world import make_problem
 
 
 @pytest.mark.parametrize(("split", "count"), [("train", 200), ("val", 60), ("test", 60)])
@@ -48,7 +49,7 @@ def _row(**changes) -> dict:
 @pytest.fixture
 def write(tmp_path):
     """Writes lines (rows or text) as train.jsonl beside one good picture, one cut short and one that is text."""
-    picture = draw_problem(0).images[0]
+    picture = make_problem(0).problem().images[0]
     (tmp_path / "1.png").write_bytes(picture)
     (tmp_path / "text.png").write_text("not a picture")
 

@@ -7,12 +7,11 @@ import pytest
 from perception_r1_jax.data import DataError, ScanReport, load_problems
 
 
-@pytest.mark.parametrize("path", ["", "drawn"])
-def test_no_path_gives_drawn_pictures(path):
-    problems, report = load_problems(path, "val")
-    assert len(problems) == report.rows == 512
-    assert problems[0].problem_id == "drawn-0/val/0"
-    assert report.summary().startswith("drawn (val): 512 rows read, 512 problems kept")
+def test_the_world_by_its_name():
+    problems, report = load_problems("geometry_world", "val")
+    assert len(problems) == report.rows == 400
+    assert problems[0].problem_id == "world-0/val/0"
+    assert report.summary().startswith("geometry_world (val): 400 rows read, 400 problems kept")
 
 
 def test_missing_path_says_what_to_do(tmp_path):
@@ -31,9 +30,9 @@ def test_folder_without_the_split_says_what_it_needs(tmp_path):
         load_problems(tmp_path, "dev")
 
 
-def test_unknown_split_of_the_drawn_pictures():
+def test_unknown_split_of_the_world():
     with pytest.raises(DataError, match="no split 'dev'; take one of train, val, test"):
-        load_problems("drawn", "dev")
+        load_problems("geometry_world", "dev")
 
 
 def test_summary_names_the_first_rows_and_counts_the_rest():

@@ -6,9 +6,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from perception_r1_jax.data import DataError, draw_problem, load_problems
+from perception_r1_jax.data import DataError, load_problems
+from perception_r1_jax.data.geometry_world import make_problem
 
-PICTURES = [draw_problem(index).images[0] for index in range(3)]
+PICTURES = [make_problem(index).problem().images[0] for index in range(3)]
 KEY_INFO = "<info1>The length of AB is $3$.</info1>\n<info2>B lies on AC.</info2>"
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from perception_r1_jax.models.attention import attention, shared_prefix_attention
+from perception_r1_jax.models.attention import attention, segment_mask, shared_prefix_attention
 
 B, T, HEADS, KV_HEADS, H = 2, 19, 6, 2, 4
 
@@ -78,6 +78,12 @@ def float_shapes(jaxpr):
                 yield from float_shapes(inner)
 
 
+def test_the_backward_pass_keeps_no_scores():
+    """What is handed from the forward to the backward pass is no larger than the inputs."""
+    _, pull_back = jax.vjp(attention, *inputs())
+    assert max(leaf.size for leaf in jax.tree.leaves(pull_back)) < B * HEADS * T * T
+
+
 def test_blocks_never_hold_the_scores_of_all_queries(block):
     def largest():
         # A function of its own, so that nothing is taken from an earlier trace.
@@ -113,3 +119,12 @@ def test_a_shared_prefix_is_attention_to_prompt_and_own_response():
         k, v = (jnp.concatenate([p, r[:, g]], axis=1) for p, r in zip(prompt, response))
         mask = jnp.concatenate([prompt_mask, response_mask[:, g]], axis=1)[:, None]
         np.testing.assert_allclose(out[:, g : g + 1], formula(q[:, g : g + 1], k, v, mask), atol=2e-6)
+
+
+def test_a_segment_sees_itself_and_nothing_of_another():
+    mask = segment_mask(jnp.array([[0, 0, 1, 1, -1], [0, 1, 1, 1, 2]]))
+    seen = [["".join(".x"[int(seen)] for seen in row) for row in rows] for rows in np.asarray(mask)]
+    assert seen == [
+        ["x....", "xx...", "..x..", "..xx.", "....."],
+        ["x....", ".x...", ".xx..", ".xxx.", "....x"],
+    ]

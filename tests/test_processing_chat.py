@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -101,3 +102,43 @@ def test_absent_and_broken_templates_are_named(tmp_path, tokenizer):
     for template in ("{% if %}", "{{ raise_exception('no') }}", "{{ messages[0].content.pop() }}"):
         with pytest.raises(ValueError, match="template of here cannot be rendered"):
             ChatEncoder(tokenizer, template, Path("here"))
+
+
+def written(tokenizer, chat, messages) -> list[str]:
+    """The runs of tokens that the assistant writes, decoded."""
+    ids, marked = chat.encode_conversation(messages)
+    runs = [list(run) for is_written, run in itertools.groupby(zip(ids, marked), lambda pair: pair[1]) if is_written]
+    return [tokenizer.decode([token for token, _ in run]) for run in runs]
+
+
+TURNS = [
+    {"role": "user", "content": "How long is AB?"},
+    {"role": "assistant", "content": "<think>\nIt is 5.\n</think>\n<answer>5</answer>"},
+    {"role": "user", "content": "And BC?"},
+    {"role": "assistant", "content": " 7 \n"},
+]
+
+
+def test_a_conversation_has_the_ids_of_transformers(chat, tokenizer):
+    ids, _ = chat.encode_conversation(TURNS)
+    text = tokenizer.apply_chat_template(TURNS, tokenize=False)
+    assert ids == tokenizer(text, add_special_tokens=False).input_ids
+
+
+def test_the_assistant_writes_its_texts_and_what_ends_them(chat, tokenizer):
+    assert written(tokenizer, chat, TURNS) == [f"{turn['content']}<|im_end|>" for turn in TURNS[1::2]]
+    assert written(tokenizer, chat, TURNS[:1]) == []
+    assert written(tokenizer, chat, [TURNS[0], {"role": "assistant", "content": ""}]) == ["<|im_end|>"]
+
+
+@pytest.mark.parametrize("response", ["7", "\n\n7", " 7", "<|im_end|>\n<|im_start|>user\n", "\ue0000\ue001"])
+def test_a_response_is_trained_as_it_is_sampled(chat, tokenizer, response):
+    """The prompt's ids, the ids of the response alone, and its end: for each turn, whatever the response holds."""
+    for turn in (1, 3):
+        messages = [*TURNS[:turn], {"role": "assistant", "content": response}]
+        ids, marked = chat.encode_conversation(messages)
+        prompt, sampled = chat.encode(messages[:-1]), chat.encode_text(response)
+        end = tokenizer.added_tokens_encoder["<|im_end|>"]
+        assert ids[: len(prompt) + len(sampled) + 1] == [*prompt, *sampled, end]
+        assert sum(marked[len(prompt) :]) == len(sampled) + 1
+        assert all(marked[len(prompt) : len(prompt) + len(sampled) + 1])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -14,9 +16,9 @@ from PIL import Image
 import perception_r1_jax
 from perception_r1_jax.data.errors import DroppedProblem
 from perception_r1_jax.processing import Processor, PromptTooLong
-from perception_r1_jax.processing.prompts import user_content
+from perception_r1_jax.processing.contents import user_content
 from perception_r1_jax.processing.tokenizer import VISION_TOKENS, load_tokenizer, read_stop_ids
-from perception_r1_jax.records import Problem
+from perception_r1_jax.records import Conversation, Message, Problem
 from tests.test_processing_images import PREPROCESSOR
 
 SMALL_TOKENIZER = Path(perception_r1_jax.__file__).parent / "assets" / "tokenizer"
@@ -308,3 +310,56 @@ def test_the_320_problems_of_geometry3k_have_the_ids_of_transformers(shared_data
         image = "<|image_pad|>"
         expected = tokenizer(rendered.replace(image, image * len(prompt.vision.token_slots))).input_ids
         assert prompt.tokens.tolist() == expected, row["id"]
+
+
+def talk(*texts: str, images: tuple = ()) -> Conversation:
+    """A conversation of user and assistant in turn."""
+    roles = itertools.cycle(("user", "assistant"))
+    return Conversation("c/7", images, tuple(Message(role, text) for role, text in zip(roles, texts)))
+
+
+def test_a_conversation_is_a_prompt_and_its_response(vl):
+    """What is trained on is what generation starts from, then what it samples: tokens, positions and pictures."""
+    images, answer = (picture(84, 56), picture(140, 280)), "<think>\n6\n</think>"
+    prompt = vl.prompt(make_problem("<image>Is it\n<image> or not?", *images))
+    made = vl.conversation(talk("<image>Is it\n<image> or not?", answer, images=images))
+    length, response = len(prompt.tokens), vl.chat.encode_text(answer)
+    np.testing.assert_array_equal(made.tokens[:length], prompt.tokens)
+    np.testing.assert_array_equal(made.positions[:, :length], prompt.positions)
+    np.testing.assert_array_equal(made.positions[:, length], prompt.next_position)
+    np.testing.assert_array_equal(made.image_slots[:length], prompt.image_slots)
+    for ours, theirs in zip(dataclasses.astuple(made.vision), dataclasses.astuple(prompt.vision)):
+        np.testing.assert_array_equal(ours, theirs)
+    assert made.tokens[length:-2].tolist() == response
+    assert vl.tokenizer.decode(made.tokens[-2:]) == "<|im_end|>\n"
+    np.testing.assert_array_equal(np.flatnonzero(made.loss_mask), length + np.arange(len(response) + 1))
+
+
+def test_every_response_of_a_conversation_counts(vl):
+    made = vl.conversation(talk("<image>a", "first", "and <image>", "second", images=(picture(84, 56),) * 2))
+    counted = vl.tokenizer.decode(made.tokens[made.loss_mask])
+    assert counted == "first<|im_end|>second<|im_end|>"
+    assert (made.image_slots >= 0).sum() == 12
+    assert not made.loss_mask[made.image_slots >= 0].any()
+
+
+def test_a_conversation_of_a_text_only_model(text_only):
+    made = text_only.conversation(talk("a", "b"))
+    prompt = text_only.prompt(make_problem("a"))
+    np.testing.assert_array_equal(made.tokens[: len(prompt.tokens)], prompt.tokens)
+    assert text_only.tokenizer.decode(made.tokens[made.loss_mask]) == "b<|im_end|>"
+    assert made.vision.patches.shape == (0, 64, text_only.patch_size)
+    with pytest.raises(DroppedProblem, match="c/7: pictures for a text-only model"):
+        text_only.conversation(talk("a", "b", images=(picture(56, 56),)))
+
+
+def test_conversations_above_a_limit_are_dropped_never_cut(vl_dir):
+    vl = Processor.from_directory(vl_dir, tokenizer_dir=SMALL_TOKENIZER, max_prompt_tokens=60, max_windows=1)
+    length = len(vl.conversation(talk("a", "b", images=(picture(56, 56),))).tokens)
+    vl.conversation(talk("a", "b" + " b" * (60 - length), images=(picture(56, 56),)))
+    with pytest.raises(PromptTooLong, match=r"c/7: prompt above 60 tokens .it has 61"):
+        vl.conversation(talk("a", "b" + " b" * (61 - length), images=(picture(56, 56),)))
+    with pytest.raises(PromptTooLong, match=r"c/7: prompt above 1 windows .it has 2"):
+        vl.conversation(talk("a", "b", images=(picture(56, 56),) * 2))
+    with pytest.raises(DroppedProblem, match=r"c/7: corrupt image .picture 1"):
+        vl.conversation(talk("a", "b", images=(b"broken",)))

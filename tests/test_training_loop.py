@@ -211,14 +211,24 @@ def test_options_of_a_run(tmp_path):
         "judge.path": "",
         "grpo.kl_coefficient": 0.1,
         "model.freeze_vision": True,
-        "reward.function": "tests.test_training_loop:letters_in_picture",
+        "reward.function": "tests.test_training_loop:length_of_family",
         "reward.custom_weight": 0.01,
     })  # fmt: skip
     train(config, tmp_path)
     (metrics,) = lines(tmp_path / "metrics.jsonl")
     assert metrics["train/kl"] == pytest.approx(0, abs=1e-6)  # the first step starts at the reference
-    assert metrics["reward/custom"] >= 3
+    assert metrics["reward/custom"] >= 3  # letters of the shortest name of a family
     assert metrics["reward/visual"] is None
+
+
+def test_verdicts_are_flipped_before_the_reward_sees_them(finished, tmp_path):
+    train(small_config(**{"steps": 1, "judge.flip_share": 1.0}), tmp_path)
+    flipped, said = lines(tmp_path / "samples.jsonl"), lines(finished / "samples.jsonl")[:4]
+    assert [line["response"] for line in flipped] == [line["response"] for line in said]
+    for ours, theirs in zip(flipped, said):
+        assert ours["verdicts"] == [1 - verdict for verdict in theirs["verdicts"]]
+        assert ours["visual"] == pytest.approx(1 - theirs["visual"], abs=1e-5)
+        assert ours["judge_status"] == "ok"
 
 
 def test_eight_devices_take_the_step_of_one(finished, tmp_path, monkeypatch):
@@ -231,9 +241,9 @@ def test_eight_devices_take_the_step_of_one(finished, tmp_path, monkeypatch):
     assert sampled[0] == sampled[1]
 
 
-def letters_in_picture(row, response):
+def length_of_family(row, response):
     """A reward of the user's own, which reads a column of the problem's row."""
-    return float(len(row["letters"]))
+    return float(len(row["family"]))
 
 
 def test_real_problems_and_the_real_tokenizer(shared_data, tmp_path):

@@ -33,6 +33,16 @@ def test_paper_warm_up_is_the_authors():
     np.testing.assert_allclose(got, [min(1, k / 13) for k in range(15)], rtol=1e-6)
 
 
+def test_a_cosine_falls_to_a_tenth_at_the_last_step():
+    schedule = make_schedule(config(learning_rate=1.0, warmup_fraction=0.4, schedule="cosine"), 10)
+    got = [float(schedule(jnp.int32(k))) for k in range(12)]
+    fall = [0.1 + 0.9 * (1 + np.cos(np.pi * done / 6)) / 2 for done in range(1, 7)]
+    np.testing.assert_allclose(got, [0.25, 0.5, 0.75, 1, *fall, 0.1, 0.1], rtol=1e-5)
+    assert fall[-1] == pytest.approx(0.1)
+    whole = make_schedule(config(learning_rate=2.0, warmup_fraction=0.0, schedule="cosine"), 2)
+    np.testing.assert_allclose([float(whole(jnp.int32(k))) for k in range(2)], [1.1, 0.2], rtol=1e-5)
+
+
 def steps_of(optimizer, gradients):
     """Parameters after updates with these gradients, the same for all parameters."""
     params, state = PARAMS, optimizer.init(PARAMS)

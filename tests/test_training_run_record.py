@@ -9,6 +9,7 @@ import jax
 import pytest
 
 from perception_r1_jax.config import default_config
+from perception_r1_jax.evaluation.compare import result_fields
 from perception_r1_jax.records import Problem
 from perception_r1_jax.training.run_record import (
     EDGE_BYTES,
@@ -38,11 +39,13 @@ def test_a_run_is_recorded(tmp_path):
 
 
 def test_a_result_has_all_fields_null_where_there_is_no_data(tmp_path):
-    result = write_result(tmp_path, rewards={"reward/total": 0.5, "judge/failure_rate": float("nan")}, seconds=12.345)
+    rewards = {"reward/total": 0.5, "judge/failure_rate": float("nan")}
+    result = write_result(tmp_path, result_fields(None, None), rewards=rewards, seconds=12.345)
     assert json.loads((tmp_path / "result.json").read_text()) == result
     kinds = ("accuracy", "perception", "probe")
-    empty = [f"{kind}_{when}" for kind in kinds for when in ("before", "after")] + [f"mcnemar_{kind}" for kind in kinds]
-    assert {name for name, value in result.items() if value is None} == set(empty)
+    empty = {f"{kind}_{when}" for kind in (*kinds, "precision", "evaluation") for when in ("before", "after")}
+    empty |= {f"{what}_{kind}" for kind in kinds for what in ("change", "mcnemar")} | {"facts"}
+    assert {name for name, value in result.items() if value is None} == empty
     assert set(result) == {*empty, "rewards", "seconds", "peak_rss_bytes"}
     assert (result["rewards"], result["seconds"]) == (
         {"reward/total": 0.5, "judge/failure_rate": None},

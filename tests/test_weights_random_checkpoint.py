@@ -118,3 +118,12 @@ def test_the_small_tokenizer_keeps_digits_single_and_any_text():
     specials = tokenizer("<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|><|im_end|>").input_ids
     assert [i for i in specials if i >= tokenizer.vocab_size] == [1501, 1503, 1506, 1504, 1502]
     assert sum(file.stat().st_size for file in SMALL_TOKENIZER.iterdir()) < 100_000
+
+
+def test_without_spread_it_is_the_usual_initialisation(tmp_path):
+    for tensor in stored_tensors(write_random_checkpoint(tmp_path, scale=1.0, spread=0.0)):
+        values = tensor.read()
+        if values.ndim == 1:
+            assert (values == (0.0 if tensor.name.endswith("bias") else 1.0)).all(), tensor.name
+        else:
+            assert values.std() == pytest.approx(0.02, rel=0.1), tensor.name

@@ -1,7 +1,7 @@
 """Data sets and their formats, the scan for bad rows, and the input pipeline."""
 
 from perception_r1_jax.data.annotations import Annotations, render_annotations
-from perception_r1_jax.data.drawn import draw_problem
+from perception_r1_jax.data.conversations import load_conversations
 from perception_r1_jax.data.errors import DataError, DroppedProblem
 from perception_r1_jax.data.key_info import format_key_info, parse_key_info
 from perception_r1_jax.data.load import load_problems
@@ -14,8 +14,8 @@ __all__ = [
     "DroppedProblem",
     "PromptBatches",
     "ScanReport",
-    "draw_problem",
     "format_key_info",
+    "load_conversations",
     "load_problems",
     "make_pipeline",
     "parse_key_info",

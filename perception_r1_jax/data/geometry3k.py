@@ -5,13 +5,13 @@ A folder holds `train.jsonl`, `val.jsonl` and `test.jsonl`; image paths in them 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from perception_r1_jax.data.annotations import render_annotations
 from perception_r1_jax.data.errors import DroppedProblem
+from perception_r1_jax.data.json_lines import numbered_lines, parse_object
 from perception_r1_jax.data.scan import ScanReport
 from perception_r1_jax.records import IMAGE_MARKER, Problem
 
@@ -39,23 +39,15 @@ def read_geometry3k(folder: Path, split: str, report: ScanReport) -> Iterator[Pr
     `report` takes the count of logic-form literals.
     """
     path = folder / f"{split}.jsonl"
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                yield _to_problem(_parse_row(line, f"{path}:{number}"), folder, split, report)
-            except DroppedProblem as dropped:
-                yield dropped
+    for number, line in numbered_lines(path):
+        try:
+            yield _to_problem(_parse_row(line, f"{path}:{number}"), folder, split, report)
+        except DroppedProblem as dropped:
+            yield dropped
 
 
 def _parse_row(line: bytes, place: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DroppedProblem(place, "invalid JSON", str(error)) from error
-    if not isinstance(row, dict):
-        raise DroppedProblem(place, "not a JSON object", type(row).__name__)
+    row = parse_object(line, place)
     missing = [field for field in FIELDS if field not in row]
     if missing:
         raise DroppedProblem(place, "missing fields", f"{', '.join(missing)}; found {', '.join(row)}")

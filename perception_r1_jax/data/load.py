@@ -6,12 +6,15 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
-from perception_r1_jax.data.drawn import DRAWN_PROBLEMS, SPLITS, draw_problem
 from perception_r1_jax.data.errors import DataError, DroppedProblem
 from perception_r1_jax.data.geometry3k import read_geometry3k
+from perception_r1_jax.data.geometry_world.problems import SIZES, make_problem
 from perception_r1_jax.data.parquet import read_parquet
 from perception_r1_jax.data.scan import ScanReport, scan
 from perception_r1_jax.records import Problem
+
+WORLD = "geometry_world"
+"""As a path: the world's problems, drawn on the spot."""
 
 
 def load_problems(path: str | Path, split: str = "train") -> tuple[list[Problem], ScanReport]:
@@ -19,7 +22,7 @@ def load_problems(path: str | Path, split: str = "train") -> tuple[list[Problem]
 
     Args:
         path: a folder with `{split}.jsonl` (Geometry3K) or `{split}*.parquet` (the authors' columns), one
-            parquet file (which is then the split, whatever its name), or "" or "drawn" for drawn pictures.
+            parquet file (which is then the split, whatever its name), or "geometry_world" for drawn problems.
         split: "train", "val", "test", or as the files are named.
 
     Returns:
@@ -28,7 +31,7 @@ def load_problems(path: str | Path, split: str = "train") -> tuple[list[Problem]
     Raises:
         DataError: nothing is there, a file cannot be used at all, or no row of it can.
     """
-    report = ScanReport(f"{path or 'drawn'} ({split})")
+    report = ScanReport(f"{path} ({split})")
     problems = scan(_read(str(path), split, report), report)
     if not problems:
         raise DataError(f"No usable problem in {path}. What was found:\n{report.summary()}")
@@ -36,11 +39,11 @@ def load_problems(path: str | Path, split: str = "train") -> tuple[list[Problem]
 
 
 def _read(path: str, split: str, report: ScanReport) -> Iterator[Problem | DroppedProblem]:
-    if path in ("", "drawn"):
+    if path == WORLD:
         return _draw(split)
     source = Path(path)
     if not source.exists():
-        raise DataError(f"No data at {source.absolute()}. Set data.path to a folder or parquet file, or to 'drawn'.")
+        raise DataError(f"No data at {source.absolute()}. Set data.path to a folder or parquet file, or to {WORLD!r}.")
     if source.is_file() and source.suffix == ".parquet":
         return read_parquet(source)
     if source.is_file() and source.suffix == ".jsonl":
@@ -57,6 +60,6 @@ def _read(path: str, split: str, report: ScanReport) -> Iterator[Problem | Dropp
 
 
 def _draw(split: str) -> Iterator[Problem]:
-    if split not in SPLITS:
-        raise DataError(f"Drawn pictures have no split {split!r}; take one of {', '.join(SPLITS)}.")
-    return (draw_problem(index, split) for index in range(DRAWN_PROBLEMS))
+    if split not in SIZES:
+        raise DataError(f"The geometry world has no split {split!r}; take one of {', '.join(SIZES)}.")
+    return (make_problem(index, split).problem() for index in range(SIZES[split]))

@@ -8,7 +8,7 @@ to the file, or of {"bytes", "path"} as Hugging Face datasets write them; `visua
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ def _is_answer(kind: pa.DataType) -> bool:
     return _is_text(kind) or any(is_number(kind) for is_number in numbers)
 
 
-def _is_images(kind: pa.DataType) -> bool:
+def is_images(kind: pa.DataType) -> bool:
     lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
     if not any(is_list(kind) for is_list in lists):
         return pa.types.is_null(kind)
@@ -45,13 +45,16 @@ def _is_images(kind: pa.DataType) -> bool:
     return bool(fields) and fields.get("bytes", pa.null()) in BYTES and _is_text(fields.get("path", pa.null()))
 
 
-COLUMNS = {
+Columns = Mapping[str, tuple[Callable[[pa.DataType], bool], str]]
+"""Of each column that a file must have, the types that fit and their name. A column may be all null."""
+
+COLUMNS: Columns = {
     "problem": (_is_text, "string"),
     "answer": (_is_answer, "string or a number"),
-    "images": (_is_images, "a list of binary, of string (paths), or of struct<bytes: binary, path: string>"),
+    "images": (is_images, "a list of binary, of string (paths), or of struct<bytes: binary, path: string>"),
     "visual_key_info": (_is_text, "string (one, with its <info1>...</info1> items)"),
 }
-"""What a file must have: of each column, the types that fit and their name. A column may be all null."""
+"""Of problems."""
 
 
 def read_parquet(path: Path) -> Iterator[Problem | DroppedProblem]:
@@ -62,36 +65,40 @@ def read_parquet(path: Path) -> Iterator[Problem | DroppedProblem]:
     Raises:
         DataError: the file is not parquet, lacks a column, or has one of a type that cannot be.
     """
-    for number, row in enumerate(_rows(path)):
+    for number, row in enumerate(parquet_rows(path, COLUMNS)):
         yield _to_problem(row, f"{path.stem}/{number}", path.parent)
 
 
-def _rows(path: Path) -> Iterator[pa.RecordBatch]:
-    """The rows, each a batch of its own, so that one that cannot be read costs no other."""
+def parquet_rows(path: Path, columns: Columns) -> Iterator[pa.RecordBatch]:
+    """The rows, each a batch of its own, so that one that cannot be read costs no other.
+
+    Raises:
+        DataError: the file is not parquet, lacks one of the columns, or has one of a type that cannot be.
+    """
     try:
         with pq.ParquetFile(path) as file:
-            _check_columns(path, file.schema_arrow.names)
-            _check_types(path, file.schema_arrow)
+            _check_columns(path, file.schema_arrow.names, columns)
+            _check_types(path, file.schema_arrow, columns)
             for batch in file.iter_batches(batch_size=ROWS_READ):
                 yield from map(batch.slice, range(len(batch)), itertools.repeat(1))
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path} cannot be read as parquet: {error}") from error
 
 
-def _check_columns(path: Path, found: list[str]) -> None:
-    missing = [column for column in COLUMNS if column not in found]
+def _check_columns(path: Path, found: list[str], columns: Columns) -> None:
+    missing = [column for column in columns if column not in found]
     if missing:
         raise DataError(
             f"{path} has no column {', '.join(map(repr, missing))}; it has {', '.join(map(repr, found))}. "
-            f"Rename or add columns until it has {', '.join(COLUMNS)} (visual_key_info may be null)."
+            f"Rename or add columns until it has {', '.join(columns)} (the last one may be null)."
         )
 
 
-def _check_types(path: Path, schema: pa.Schema) -> None:
+def _check_types(path: Path, schema: pa.Schema, columns: Columns) -> None:
     found = dict(zip(schema.names, schema.types))
     wrong = [
         f"column {name!r} is {found[name]}, expected {expected}"
-        for name, (fits, expected) in COLUMNS.items()
+        for name, (fits, expected) in columns.items()
         if not fits(found[name])
     ]
     if wrong:
@@ -100,11 +107,11 @@ def _check_types(path: Path, schema: pa.Schema) -> None:
 
 def _to_problem(record: pa.RecordBatch, problem_id: str, folder: Path) -> Problem | DroppedProblem:
     try:
-        row = _to_row(record, problem_id)
+        row = to_row(record, problem_id)
         return Problem(
             problem_id=problem_id,
             question=row["problem"] or "",
-            images=tuple(_image(value, problem_id, folder) for value in row["images"] or ()),
+            images=tuple(read_image(value, problem_id, folder) for value in row["images"] or ()),
             answer=_answer(row["answer"]),
             annotations=_annotations(row["visual_key_info"], problem_id),
             row=row,
@@ -113,7 +120,8 @@ def _to_problem(record: pa.RecordBatch, problem_id: str, folder: Path) -> Proble
         return dropped
 
 
-def _to_row(record: pa.RecordBatch, problem_id: str) -> dict[str, Any]:
+def to_row(record: pa.RecordBatch, problem_id: str) -> dict[str, Any]:
+    """The columns of a row. Raises `DroppedProblem` where one has no form in Python."""
     try:
         return record.to_pylist()[0]
     except ValueError as error:  # Text that is not UTF-8; times that Python cannot hold.
@@ -132,7 +140,8 @@ def _annotations(key_info: str | None, problem_id: str) -> tuple[str, ...]:
         raise DroppedProblem(problem_id, "malformed visual_key_info", str(error)) from error
 
 
-def _image(value: Any, problem_id: str, folder: Path) -> ImageSource:
+def read_image(value: Any, problem_id: str, folder: Path) -> ImageSource:
+    """A picture: bytes, a path relative to `folder`, or either in {"bytes", "path"}. Else `DroppedProblem`."""
     match value:
         case bytes(encoded) | {"bytes": bytes(encoded)}:
             return encoded

@@ -14,14 +14,36 @@ NAMES_SHOWN = 5
 
 
 @dataclasses.dataclass
-class ScanReport:
-    """What a scan found.
+class RowReport:
+    """What became of the rows of a source.
 
     Attributes:
         source: the split and where it was read from.
         rows: rows read, bad ones included.
-        kept: rows that became problems.
+        kept: rows that became problems, or conversations.
         skipped: reason -> one line for each row left out for it, naming the row.
+    """
+
+    source: str
+    rows: int = 0
+    kept: int = 0
+    skipped: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+
+    def skip(self, dropped: DroppedProblem) -> None:
+        """Counts and names a row that is left out."""
+        self.skipped.setdefault(dropped.reason, []).append(str(dropped))
+
+    def summary(self, what: str = "conversations") -> str:
+        """A few lines for people: every count, and the first names of whatever was left out."""
+        lines = [f"{self.source}: {self.rows} rows read, {self.kept} {what} kept"]
+        return "\n".join(lines + [f"  skipped, {reason}: {_some(rows)}" for reason, rows in self.skipped.items()])
+
+
+@dataclasses.dataclass
+class ScanReport(RowReport):
+    """What a scan of problems found.
+
+    Attributes:
         annotations: annotations of the kept problems.
         without_annotations: kept problems that have none; their visual reward has no value.
         literals: logic-form literals read, of all rows (Geometry3K only; likewise the next two).
@@ -29,10 +51,6 @@ class ScanReport:
         literals_left_out: reason -> "row: literal" of each without a sentence.
     """
 
-    source: str
-    rows: int = 0
-    kept: int = 0
-    skipped: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     annotations: int = 0
     without_annotations: int = 0
     literals: int = 0
@@ -46,10 +64,9 @@ class ScanReport:
         for literal, reason in rendered.left_out:
             self.literals_left_out.setdefault(reason, []).append(f"{problem_id}: {literal!r}")
 
-    def summary(self) -> str:
-        """A few lines for people: every count, and the first names of whatever was left out."""
-        lines = [f"{self.source}: {self.rows} rows read, {self.kept} problems kept"]
-        lines += [f"  skipped, {reason}: {_some(rows)}" for reason, rows in self.skipped.items()]
+    def summary(self, what: str = "problems") -> str:
+        """As of any rows, then annotations and literals."""
+        lines = [super().summary(what)]
         lines.append(f"  {self.annotations} annotations; {self.without_annotations} problems have none")
         if self.literals:
             left_out = sum(map(len, self.literals_left_out.values()))
@@ -70,7 +87,7 @@ def scan(rows: Iterable[Problem | DroppedProblem], report: ScanReport) -> list[P
         try:
             problem = _checked(row, problems)
         except DroppedProblem as dropped:
-            report.skipped.setdefault(dropped.reason, []).append(str(dropped))
+            report.skip(dropped)
             continue
         problems[problem.problem_id] = problem
         report.annotations += len(problem.annotations)
@@ -85,7 +102,7 @@ def _checked(row: Problem | DroppedProblem, seen: dict[str, Problem]) -> Problem
         raise row
     if row.problem_id in seen:
         raise DroppedProblem(row.problem_id, "duplicate id")
-    _check_unicode(row)
+    check_unicode(row.problem_id, (row.problem_id, row.question, row.answer, *row.annotations))
     if not row.answer.strip():
         raise DroppedProblem(row.problem_id, "empty answer")
     markers = row.question.count(IMAGE_MARKER)
@@ -94,27 +111,31 @@ def _checked(row: Problem | DroppedProblem, seen: dict[str, Problem]) -> Problem
         raise DroppedProblem(row.problem_id, "pictures and markers differ in number", detail)
     if not row.question.replace(IMAGE_MARKER, "").strip():
         raise DroppedProblem(row.problem_id, "empty question")
-    for image in row.images:
-        _check_header(image, row.problem_id)
+    check_headers(row.problem_id, row.images)
     return row
 
 
-def _check_header(source: ImageSource, problem_id: str) -> None:
-    """Reads a picture's kind and size, no pixels: damage further on shows when the picture is decoded."""
-    try:
-        with open_header(source):
-            pass
-    except PictureError as error:
-        raise DroppedProblem(problem_id, error.reason, error.detail) from error
+def check_headers(name: str, images: Iterable[ImageSource]) -> None:
+    """Reads each picture's kind and size, no pixels: damage further on shows when the picture is decoded.
+
+    Raises:
+        DroppedProblem: of this name, for a picture that cannot be read.
+    """
+    for image in images:
+        try:
+            with open_header(image):
+                pass
+        except PictureError as error:
+            raise DroppedProblem(name, error.reason, error.detail) from error
 
 
-def _check_unicode(problem: Problem) -> None:
-    """Lone surrogates, which JSON can hold, can be neither tokenized nor printed."""
-    for text in (problem.problem_id, problem.question, problem.answer, *problem.annotations):
+def check_unicode(name: str, texts: Iterable[str]) -> None:
+    """Raises `DroppedProblem` for lone surrogates, which JSON can hold: they can be neither tokenized nor printed."""
+    for text in texts:
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise DroppedProblem(problem.problem_id, "text is not Unicode", str(error)) from error
+            raise DroppedProblem(name, "text is not Unicode", str(error)) from error
 
 
 def _some(names: list[str]) -> str:

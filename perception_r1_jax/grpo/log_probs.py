@@ -63,6 +63,18 @@ def token_log_probs(
     return map_blocks(chunk_log_probs, (hidden, targets), min(chunk, hidden.shape[1]))
 
 
+def target_log_probs(
+    logits: Float[Array, "B C V"], targets: Int[AnyArray, "B C"]
+) -> tuple[Float[Array, "B C"], Float[Array, "B C"]]:
+    """Log-probability of each target, and the log-sum-exp of its logits.
+
+    A comparison with every id picks the target's logit: unlike a gather it stays local on a split vocabulary.
+    """
+    normaliser = jax.nn.logsumexp(logits, axis=-1)
+    is_target = jnp.arange(logits.shape[-1])[None, None] == targets[..., None]
+    return jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1) - normaliser, normaliser
+
+
 def response_log_probs(
     config: ModelConfig,
     params: Params,
@@ -152,9 +164,6 @@ def predicting_states(
 
 
 def _log_prob_and_entropy(logits, targets):
-    """A comparison with every id picks the target's logit: unlike a gather it stays local on a split vocabulary."""
-    normaliser = jax.nn.logsumexp(logits, axis=-1)
-    is_target = jnp.arange(logits.shape[-1])[None, None] == targets[..., None]
-    picked = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
+    logps, normaliser = target_log_probs(logits, targets)
     fixed = jax.lax.stop_gradient(logits - normaliser[..., None])
-    return picked - normaliser, -jnp.sum(jnp.exp(fixed) * fixed, axis=-1)
+    return logps, -jnp.sum(jnp.exp(fixed) * fixed, axis=-1)

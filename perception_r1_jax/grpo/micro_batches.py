@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from perception_r1_jax.config import check_divides
+from perception_r1_jax.records import AnyArray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,13 +25,15 @@ class MicroBatches:
 
     def split_prompts(self, tree: Any) -> Any:
         """[N, ...] -> [N / n, n, ...] for every array."""
-        return jax.tree.map(lambda x: _split(x, 0, self.prompts, "micro_batch_prompts"), tree)
+        return jax.tree.map(lambda x: split_axis(x, 0, self.prompts, "grpo.micro_batch_prompts"), tree)
 
     def split_responses(self, tree: Any) -> Any:
         """[N, G, ...] -> [N / n, G / g, n, g, ...] for every array."""
 
         def split(x):
-            return _split(_split(x, 1, self.samples, "micro_batch_samples"), 1, self.prompts, "micro_batch_prompts")
+            return split_axis(
+                split_axis(x, 1, self.samples, "grpo.micro_batch_samples"), 1, self.prompts, "grpo.micro_batch_prompts"
+            )
 
         return jax.tree.map(split, tree)
 
@@ -40,8 +43,12 @@ class MicroBatches:
         return x.reshape(x.shape[0] * x.shape[1], x.shape[2] * x.shape[3], *x.shape[4:])
 
 
-def _split(x, axis, size, name):
-    """Moves the chunks of dimension `axis` to the front: chunk i takes rows i, i + chunks, i + 2 chunks, ..."""
+def split_axis(x: AnyArray, axis: int, size: int, name: str) -> AnyArray:
+    """Moves the chunks of dimension `axis` to the front: chunk i takes rows i, i + chunks, i + 2 chunks, ...
+
+    Raises:
+        UserError: `size`, the config's field `name`, does not divide the dimension.
+    """
     total = x.shape[axis]
     check_divides(name, size, total)
     x = x.reshape(*x.shape[:axis], size, total // size, *x.shape[axis + 1 :])

@@ -19,6 +19,7 @@ from perception_r1_jax.models import ModelConfig, Params, cast_params
 from perception_r1_jax.records import PromptBatch, TrainBatch
 from perception_r1_jax.sharding import constrain, replicated
 from perception_r1_jax.training.state import TrainState, abstract_state, state_shardings, trained_params
+from perception_r1_jax.training.update import apply_gradients
 
 TrainStep = Callable[[TrainState, TrainBatch], tuple[TrainState, Metrics]]
 
@@ -69,7 +70,7 @@ def make_train_step(
             zeros = jax.tree.map(jnp.zeros_like, trained)
             grads, parts = _scan(micro_batches, add_micro_batch, zeros, batch.prompts, xs)
             loss, sums = jax.tree.map(jnp.sum, parts)
-            state, metrics = _update(optimizer, state, trained, grads)
+            state, metrics = apply_gradients(optimizer, state, trained, grads)
         return state, {"loss": loss, **_token_means(sums), **metrics}
 
     return jax.jit(step, donate_argnums=0, in_shardings=(shardings, None), out_shardings=(shardings, replicated(mesh)))
@@ -173,16 +174,3 @@ def _scan(micro_batches, body, carry, prompts, responses):
 def _token_means(sums):
     tokens = sums.pop("tokens")
     return {"tokens": tokens, **{name: total / jnp.maximum(tokens, 1.0) for name, total in sums.items()}}
-
-
-def _update(optimizer, state, trained, grads):
-    grad_norm = optax.tree.norm(grads)
-    updates, opt_state = optimizer.update(grads, state.opt_state, trained)
-    new, old = (optax.apply_updates(trained, updates), opt_state), (trained, state.opt_state)
-    finite = jnp.isfinite(grad_norm)
-    trained, opt_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
-    skipped = state.skipped + (~finite).astype(jnp.int32)
-    state = TrainState({**state.params, **trained}, opt_state, state.step + 1, skipped)
-    update_norm = jnp.where(finite, optax.tree.norm(updates), 0.0)
-    metrics = {"grad_norm": grad_norm, "update_norm": update_norm, "skipped": skipped}
-    return state, jax.tree.map(lambda x: x.astype(jnp.float32), metrics)

@@ -1,6 +1,6 @@
 """Qwen2.5-VL and Qwen2 in Flax NNX. Outside of this folder only these pure functions are seen, never a module."""
 
-from perception_r1_jax.models.attention import causal_mask
+from perception_r1_jax.models.attention import causal_mask, segment_mask
 from perception_r1_jax.models.blocks import map_blocks
 from perception_r1_jax.models.cache import PromptCache, ResponseCache
 from perception_r1_jax.models.config import ModelConfig, VisionConfig, load_config
@@ -10,6 +10,7 @@ from perception_r1_jax.models.qwen2_5_vl import (
     abstract_params,
     cast_params,
     compute_logits,
+    count_params,
     decode_step,
     embed_prompts,
     embed_tokens,
@@ -31,6 +32,7 @@ __all__ = [
     "cast_params",
     "causal_mask",
     "compute_logits",
+    "count_params",
     "decode_step",
     "embed_prompts",
     "embed_tokens",
@@ -41,4 +43,5 @@ __all__ = [
     "logical_axes",
     "map_blocks",
     "prefill",
+    "segment_mask",
 ]

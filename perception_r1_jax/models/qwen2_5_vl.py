@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from perception_r1_jax.models.cache import PromptCache, ResponseCache
 from perception_r1_jax.models.config import ModelConfig
 from perception_r1_jax.models.decoder import Decoder
 from perception_r1_jax.models.vision import VisionTower
-from perception_r1_jax.records import AnyArray, PromptBatch
+from perception_r1_jax.records import AnyArray, PackedBatch, PromptBatch
 
 Params = dict[str, Any]
 
@@ -49,6 +50,11 @@ def abstract_params(config: ModelConfig) -> Params:
     return nnx.to_pure_dict(_skeleton(config)[1])
 
 
+def count_params(config: ModelConfig) -> int:
+    """Numbers in all parameters."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_params(config)))
+
+
 def logical_axes(config: ModelConfig) -> Params:
     """For each parameter the tuple of its logical axes (`sharding.RULES`), "layers" first where it is stacked."""
 
@@ -76,18 +82,18 @@ def embed_tokens(config: ModelConfig, params: Params, tokens: Int[AnyArray, "*B"
 
 
 def encode_images(
-    config: ModelConfig, params: Params, prompts: PromptBatch, *, remat: str = "none"
+    config: ModelConfig, params: Params, prompts: PromptBatch | PackedBatch, *, remat: str = "none"
 ) -> Float[Array, "N units D"]:
-    """Image features of each prompt by merge-unit slot, [N, 16 W, D]."""
+    """Image features of each row by merge-unit slot, [N, 16 W, D]."""
     return _model(config, params).vision(
         prompts.patches, prompts.patch_positions, prompts.patch_valid, prompts.image_ids, remat
     )
 
 
 def embed_prompts(
-    config: ModelConfig, params: Params, prompts: PromptBatch, *, remat: str = "none"
+    config: ModelConfig, params: Params, prompts: PromptBatch | PackedBatch, *, remat: str = "none"
 ) -> Float[Array, "N L D"]:
-    """Embeddings of prompts with the image features in their places. Each picture is encoded once.
+    """Embeddings of rows with the image features in their places. Each picture is encoded once.
 
     Raises:
         ValueError: pictures for a text-only model.

@@ -3,6 +3,7 @@
 from perception_r1_jax.processing.batching import batch_prompts, pick_bucket, pick_buckets
 from perception_r1_jax.processing.images import PictureError, PictureProcessor
 from perception_r1_jax.processing.layout import lay_out_patches
+from perception_r1_jax.processing.packing import Row, first_fit, pack_rows
 from perception_r1_jax.processing.positions import rope_positions
 from perception_r1_jax.processing.prompts import Processor, PromptTooLong
 
@@ -11,8 +12,11 @@ __all__ = [
     "PictureProcessor",
     "Processor",
     "PromptTooLong",
+    "Row",
     "batch_prompts",
+    "first_fit",
     "lay_out_patches",
+    "pack_rows",
     "pick_bucket",
     "pick_buckets",
     "rope_positions",

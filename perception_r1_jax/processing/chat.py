@@ -3,15 +3,17 @@
 The template is rendered with a placeholder for each text, cut at the control tokens that the template itself
 wrote, and only then are the texts put in and encoded, each run between two control tokens in one piece:
 
-    <|im_start|> | user\\n «0» | <|im_end|> | \\n | <|im_start|> | assistant\\n
+    <|im_start|> | user\\n «0» | <|im_end|> | \\n | <|im_start|> | assistant\\n | «1» | <|im_end|> | \\n
 
-For texts without control tokens the ids are those of encoding the rendered template as a whole.
+An assistant's text is a run of its own, as it is when it is generated after its header: training on a response and
+sampling it see the same ids. For texts without control tokens the ids are those of encoding the rendered template as
+a whole, unless an assistant's text begins with line ends, which would join the header's.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,31 +49,48 @@ def read_chat_template(directories: Sequence[Path]) -> tuple[str, Path]:
 
 
 class ChatEncoder:
-    """Renders and encodes messages with one tokenizer and one chat template, up to the assistant's turn."""
+    """Renders and encodes messages with one tokenizer and one chat template."""
 
     def __init__(self, tokenizer: Any, template: str, source: Path) -> None:
         """Raises `ValueError` naming `source`, the template's file, where a plain user turn cannot be rendered."""
         self._tokenizer, self._template = tokenizer, template
         self._added = tokenizer.added_tokens_encoder
         self._plain = plain_encoder(tokenizer)
-        longest_first = sorted(self._added, key=len, reverse=True)
-        self._control = re.compile(f"({'|'.join(map(re.escape, longest_first))})")
+        self._control = "|".join(map(re.escape, sorted(self._added, key=len, reverse=True)))
         try:
             self.encode([{"role": "user", "content": ""}])
         except jinja2.TemplateError as error:
             raise UserError(f"the chat template of {source} cannot be rendered: {error}") from error
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids; a picture is the template's own text, with a single image-pad token."""
+        """Token ids up to the header of the assistant's turn; a picture is the template's own text, with a single
+        image-pad token.
+        """
+        return [token for token, _ in self._encode(messages, add_generation_prompt=True)]
+
+    def encode_conversation(self, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
+        """Token ids as in `encode`, but up to the end of the last turn, and which of them the assistant writes: its
+        texts, each with the control token that ends it.
+        """
+        ids, written = zip(*self._encode(messages, add_generation_prompt=False))
+        return list(ids), list(written)
+
+    def _encode(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> Iterator[tuple[int, bool]]:
+        """Each token id, and whether the assistant writes it."""
         texts: list[str] = []
         hidden = [{**message, "content": _hide(message["content"], texts)} for message in messages]
         rendered = self._tokenizer.apply_chat_template(
-            hidden, chat_template=self._template, tokenize=False, add_generation_prompt=True
+            hidden, chat_template=self._template, tokenize=False, add_generation_prompt=add_generation_prompt
         )
-        ids: list[int] = []
-        for piece in self._control.split(rendered):
-            ids += [self._added[piece]] if piece in self._added else self.encode_text(_reveal(piece, texts))
-        return ids
+        responses = [message["content"] for message in hidden if message["role"] == "assistant"]
+        written = False
+        for piece in re.split(f"({'|'.join([self._control, *responses])})", rendered):
+            if piece in self._added:
+                yield self._added[piece], written
+                written = False
+            else:
+                written = written or piece in responses
+                yield from ((token, written) for token in self.encode_text(_reveal(piece, texts)))
 
     def encode_text(self, text: str) -> list[int]:
         """Token ids of text, control tokens spelled out. Raises `UnicodeEncodeError` for lone surrogates."""

@@ -11,12 +11,14 @@ import numpy as np
 
 from perception_r1_jax.data.errors import DroppedProblem
 from perception_r1_jax.models import load_config
-from perception_r1_jax.processing.chat import ChatEncoder, Message, read_chat_template
+from perception_r1_jax.processing.chat import ChatEncoder, read_chat_template
+from perception_r1_jax.processing.chat import Message as ChatMessage
+from perception_r1_jax.processing.contents import chat_messages, user_content
 from perception_r1_jax.processing.images import PictureError, PictureProcessor
 from perception_r1_jax.processing.layout import count_windows, image_tokens, lay_out_patches
 from perception_r1_jax.processing.positions import rope_positions
 from perception_r1_jax.processing.tokenizer import load_tokenizer, read_stop_ids, vision_token_ids
-from perception_r1_jax.records import IMAGE_MARKER, ImageSource, Problem, Prompt
+from perception_r1_jax.records import Conversation, Example, ImageSource, Problem, Prompt
 
 _NO_ID = -1
 
@@ -100,20 +102,47 @@ class Processor:
         """
         return self._make(problem, [{"role": "user", "content": user_content(problem, suffix, markers)}])
 
-    def text_prompt(self, messages: Sequence[Message], *, problem_id: str = "text") -> Prompt:
+    def text_prompt(self, messages: Sequence[ChatMessage], *, problem_id: str = "text") -> Prompt:
         """Chat messages with string contents, as a judge reads them. Raises as `prompt` does."""
         problem = Problem(problem_id, messages[-1]["content"], images=(), answer="")
         return self._make(problem, messages)
+
+    def conversation(self, conversation: Conversation) -> Example:
+        """A conversation to imitate: pictures at the `<image>` markers of its user turns, or before the first one.
+
+        Up to the header of a response, the tokens are those of the prompt with the same turns.
+
+        Raises:
+            DroppedProblem: as `prompt` does; the limits are for the whole conversation.
+        """
+        problem = Problem(conversation.conversation_id, "", conversation.images, answer="")  # its name and pictures
+        ids, written = self._encode(problem, self.chat.encode_conversation, chat_messages(conversation))
+        prompt = self._complete(problem, ids)
+        loss_mask = np.zeros(len(prompt.tokens), bool)
+        loss_mask[prompt.image_slots < 0] = np.array(written)[np.array(ids) != self._image_ids[0]]
+        return Example(
+            conversation.conversation_id, prompt.tokens, prompt.positions, prompt.image_slots, loss_mask, prompt.vision
+        )
 
     def decode(self, token_ids: Sequence[int] | np.ndarray) -> str:
         """Text of token ids [T], special tokens left out."""
         return self.tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
-    def _make(self, problem: Problem, messages: Sequence[Message]) -> Prompt:
+    def _make(self, problem: Problem, messages: Sequence[ChatMessage]) -> Prompt:
+        return self._complete(problem, self._encode(problem, self.chat.encode, messages))
+
+    def _encode(self, problem: Problem, encode: Callable[[Sequence[ChatMessage]], Any], messages: Any) -> Any:
         if problem.images and self.pictures is None:
             raise DroppedProblem(problem.problem_id, "pictures for a text-only model", f"{len(problem.images)} of them")
-        image_id, video_id = self.banned_ids[:2] or (_NO_ID, _NO_ID)
-        tokens = self._encode(problem, messages, image_id)
+        try:
+            return encode(messages)
+        except UnicodeEncodeError as error:
+            raise DroppedProblem(problem.problem_id, "text is not Unicode", str(error)) from error
+
+    def _complete(self, problem: Problem, ids: Sequence[int]) -> Prompt:
+        """The prompt of token ids that have one image-pad token for each picture."""
+        tokens, (image_id, video_id) = np.array(ids, np.int32), self._image_ids
+        _check_written(problem, int((tokens == image_id).sum()))
         self._check_limits(problem, tokens, self._read_grids(problem))  # first: decoding takes far longer
         pixel_values, grids = self._read_pictures(problem)
         self._check_limits(problem, tokens, grids)  # a few formats (ICO) tell their true size only when decoded
@@ -124,20 +153,10 @@ class Processor:
         image_slots[tokens == image_id] = vision.token_slots
         return Prompt(problem, tokens, positions, next_position, image_slots, vision)
 
-    def _encode(self, problem: Problem, messages: Sequence[Message], image_id: int) -> np.ndarray:
-        """Token ids int32 with one image-pad token for each picture."""
-        try:
-            tokens = np.array(self.chat.encode(messages), np.int32)
-        except UnicodeEncodeError as error:
-            raise DroppedProblem(problem.problem_id, "text is not Unicode", str(error)) from error
-        written = int((tokens == image_id).sum())
-        if written != len(problem.images):
-            raise DroppedProblem(
-                problem.problem_id,
-                "image tokens do not match the pictures",
-                f"the chat template wrote {written} for {len(problem.images)} pictures",
-            )
-        return tokens
+    @property
+    def _image_ids(self) -> tuple[int, int]:
+        """Of image-pad and video-pad."""
+        return self.banned_ids[:2] or (_NO_ID, _NO_ID)
 
     def _read_grids(self, problem: Problem) -> np.ndarray:
         grids = [_read(self.pictures.read_grid, problem, index) for index in range(len(problem.images))]
@@ -149,7 +168,7 @@ class Processor:
         return np.concatenate(pixels), np.array([grid for _, grid in read], np.int64).reshape(-1, 3)
 
     def _check_limits(self, problem: Problem, tokens: np.ndarray, grids: np.ndarray) -> None:
-        """`tokens` as from `_encode`."""
+        """`tokens` with one image-pad token for each picture."""
         length = len(tokens) - len(grids) + int(image_tokens(grids).sum())
         limits = (length, self.max_prompt_tokens, "tokens"), (count_windows(grids), self.max_windows, "windows")
         for size, limit, unit in limits:
@@ -165,33 +184,17 @@ def _read(read: Callable[[ImageSource], Any], problem: Problem, index: int) -> A
         raise DroppedProblem(problem.problem_id, error.reason, f"picture {index + 1}: {error.detail}") from error
 
 
+def _check_written(problem: Problem, written: int) -> None:
+    if written != len(problem.images):
+        raise DroppedProblem(
+            problem.problem_id,
+            "image tokens do not match the pictures",
+            f"the chat template wrote {written} for {len(problem.images)} pictures",
+        )
+
+
 def _repeat_image_tokens(tokens: np.ndarray, grids: np.ndarray, image_id: int) -> np.ndarray:
     """Token ids int32 [L] with one image-pad token for each image feature."""
     repeats = np.ones(len(tokens), np.int64)
     repeats[tokens == image_id] = image_tokens(grids)
     return np.repeat(tokens, repeats)
-
-
-def user_content(problem: Problem, suffix: str = "", markers: bool = True) -> str | list[dict[str, str]]:
-    """The content of the user turn: a string without pictures, else its parts in order.
-
-    The text stays as the data set has it, white space included; empty parts are left out.
-
-    Raises:
-        DroppedProblem: as many markers as pictures are needed, or none with pictures.
-    """
-    *before, last = problem.question.split(IMAGE_MARKER) if markers else [problem.question]
-    last = f"{last} {suffix}" if suffix else last
-    if before and len(before) != len(problem.images):
-        raise DroppedProblem(
-            problem.problem_id,
-            "pictures and markers differ in number",
-            f"{len(problem.images)} pictures for {len(before)} {IMAGE_MARKER} markers",
-        )
-    if not problem.images:
-        return last
-    parts: list[dict[str, str]] = []
-    for text in before or [""] * len(problem.images):
-        parts += [{"type": "text", "text": text}, {"type": "image"}]
-    parts.append({"type": "text", "text": last})
-    return [part for part in parts if part.get("text") != ""]

@@ -9,16 +9,19 @@ from typing import Any
 import jax
 import numpy as np
 
+from perception_r1_jax.evaluation.compare import result_fields
+from perception_r1_jax.evaluation.shown import comparison_table
 from perception_r1_jax.grpo.advantages import advantages_of_groups
 from perception_r1_jax.inference.rollout import roll_out, rollout_metrics
+from perception_r1_jax.judge.flips import flip_verdicts
 from perception_r1_jax.judge.metrics import judge_metrics
-from perception_r1_jax.judge.on_mesh import Judge
 from perception_r1_jax.judge.prompts import JudgeRequest
 from perception_r1_jax.judge.verdicts import Judgement
 from perception_r1_jax.records import GroupAdvantages, Problem, PromptBatch, Rollout, Scores, TrainBatch
 from perception_r1_jax.rewards.accuracy import AccuracyPool
 from perception_r1_jax.rewards.score import score_responses
 from perception_r1_jax.sharding import put_batch
+from perception_r1_jax.training.evaluating import before_and_after, evaluate_policy, forget_later_evaluations
 from perception_r1_jax.training.metrics import MetricsWriter, fence, format_line, read_lines
 from perception_r1_jax.training.progress import progress_bar
 from perception_r1_jax.training.run_record import peak_rss_bytes, write_result
@@ -41,9 +44,12 @@ LINE = {
 }
 """The metrics of the one line that a step prints; metrics.jsonl has all."""
 
+SHOWN = {name: f"reward/{name}" for name in ("total", "accuracy", "visual", "format", "repetition")}
+"""The metrics of the progress bar."""
+
 
 def train(run: Run) -> dict[str, Any] | None:
-    """Runs the steps of GRPO that are left.
+    """Evaluates the policy, runs the steps of GRPO that are left, and evaluates it again.
 
     Returns:
         The content of `result.json`; None where a SIGINT or SIGTERM stopped the run, which is then saved.
@@ -52,20 +58,25 @@ def train(run: Run) -> dict[str, Any] | None:
         DataError: no batch can be filled, since the problems of a whole epoch were dropped.
         RewardFailed: a judgement failed and `config.judge.on_failure` is "abort".
     """
+    forget_later_evaluations(run)
+    with run.checkpoints, StopRequest(run.console) as stop:
+        finished = (run.step > 0 or evaluate_policy(run, stop)) and take_steps(run, stop) and evaluate_policy(run, stop)
+    return _write_result(run) if finished else None
+
+
+def take_steps(run: Run, stop: StopRequest) -> bool:
+    """Runs the steps that are left; false where a stop request has ended them, the last one saved."""
     if run.step >= run.config.steps:
         run.console.print(f"{run.workdir} has its {run.step} steps already: set config.steps higher to go on.")
-        run.checkpoints.close()
-        return _write_result(run)
+        return True
     config, workdir, console, reward = run.config, run.workdir, run.console, run.config.reward
     key = jax.random.key(config.seed)
     samples = workdir / "samples.jsonl"
     fence(samples, run.step + 1)
     with (
-        run.checkpoints,
         AccuracyPool(reward.workers, reward.deadline_seconds, config.fidelity) as pool,
         MetricsWriter(workdir, first_step=run.step + 1) as writer,
-        progress_bar(run.step, config.steps, console) as advance,
-        StopRequest(console) as stop,
+        progress_bar(run.step, config.steps, console, SHOWN) as advance,
     ):
         for step in range(run.step + 1, config.steps + 1):
             clock = Clock()
@@ -78,7 +89,7 @@ def train(run: Run) -> dict[str, Any] | None:
                 prompt_batch, rollout = roll_out(run.engine, run.processor, prompts, config.rollout, step_key)
                 run.engine.params = None  # makes room for the update
             with clock("judge"):
-                judgements = judge_rollout(run.judge, problems, rollout) if run.judge else None
+                judgements = judge_rollout(run, step, problems, rollout) if run.judge else None
             with clock("score"):
                 scores = score_responses(problems, rollout.texts, judgements, pool, run.settings)
                 advantages = advantages_of_groups(scores.total, scores.valid, fidelity=config.fidelity)
@@ -93,31 +104,38 @@ def train(run: Run) -> dict[str, Any] | None:
             shown = {short: metrics[name] for short, name in LINE.items()}
             console.print(format_line(step, config.steps, shown, list(LINE)))
             advance(rewards)
+            run.step = step
             if step % config.checkpoint.every == 0 or step == config.steps or stop.received:
                 run.checkpoints.save(step, run.state, run.batches, metric=rewards["reward/total"])
             if stop.received:
                 run.checkpoints.wait()
                 console.print(f"stopped after step {step}, which is saved; the same command goes on from there.")
-                return None
-    return _write_result(run)
+                return False
+    return True
 
 
 def _write_result(run: Run) -> dict[str, Any]:
-    """From the metrics of all steps, those before a stop included."""
+    """From the metrics of all steps, those before a stop included, and the evaluations."""
+    before, after = before_and_after(run)
+    if before and after:
+        run.console.print(comparison_table(before, after))
     lines = read_lines(run.workdir / "metrics.jsonl")
     rewards = {name: value for name, value in lines[-1].items() if name.startswith("reward/")}
     seconds = run.setup_seconds + sum(line["time/step"] for line in lines)
-    return write_result(run.workdir, rewards=rewards, seconds=seconds)
+    seconds += sum(evaluated.summary.seconds for evaluated in (before, after) if evaluated)
+    return write_result(run.workdir, result_fields(before, after), rewards=rewards, seconds=seconds)
 
 
-def judge_rollout(judge: Judge, problems: Sequence[Problem], rollout: Rollout) -> list[list[Judgement]]:
-    """Judgements [N][G]."""
+def judge_rollout(run: Run, step: int, problems: Sequence[Problem], rollout: Rollout) -> list[list[Judgement]]:
+    """Judgements [N][G]; `config.judge.flip_share` of their verdicts turned round."""
     group = len(rollout.texts[0])
     requests = [
         JudgeRequest(problem.annotations, text) for problem, row in zip(problems, rollout.texts) for text in row
     ]
-    flat = judge.judge(requests)
-    return [flat[start : start + group] for start in range(0, len(flat), group)]
+    flat = run.judge.judge(requests)
+    judgements = [flat[start : start + group] for start in range(0, len(flat), group)]
+    names = [problem.problem_id for problem in problems]
+    return flip_verdicts(judgements, names, run.config.judge.flip_share, seed=run.config.seed, step=step)
 
 
 def make_train_batch(prompts: PromptBatch, rollout: Rollout, scores: Scores, advantages: GroupAdvantages) -> TrainBatch:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from ml_collections import ConfigDict
+
 from perception_r1_jax.errors import UserError
 from perception_r1_jax.models import load_config
 from perception_r1_jax.weights import convert_huggingface, locate_model
@@ -70,3 +72,8 @@ def keep_side_files(model: Path, tokenizer: str, out: Path) -> None:
     copy_side_files(model_dir, out, MODEL_FILES if tokenizer else SIDE_FILES)
     if tokenizer:
         copy_side_files(Path(tokenizer), out, TOKENIZER_FILES)
+
+
+def tokenizer_in_place(section: ConfigDict) -> str:
+    """The tokenizer that takes the place of the model's, "" for none; a random model was made with its own."""
+    return "" if section.path == RANDOM else section.tokenizer

@@ -1,4 +1,4 @@
-"""AdamW with a linear warm-up and a limit on the gradient's norm, built from `config.optimizer`."""
+"""AdamW with a warm-up, a schedule and a limit on the gradient's norm, built from `config.optimizer`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,16 @@ DECAYED = ("kernel", "embedding")
 """Last names of the parameters that weight decay shrinks: matrices, not biases and norm scales."""
 
 
-def make_schedule(config: ConfigDict, steps: int, *, fidelity: str = "default") -> optax.Schedule:
-    """Learning rate of update k = 0, 1, ...: linear warm-up over `int(warmup_fraction * steps)` updates, then constant.
+SCHEDULES = ("constant", "cosine")
+COSINE_END = 0.1
+"""Share of its highest value that the learning rate of a cosine ends at."""
 
-    With w warm-up updates the factor is min(1, (k + 1) / w), so that no update is lost; under `fidelity="paper"`
+
+def make_schedule(config: ConfigDict, steps: int, *, fidelity: str = "default") -> optax.Schedule:
+    """Learning rate of update k = 0, 1, ...: linear warm-up over w = `int(warmup_fraction * steps)` updates, then
+    constant, or half a cosine down to `COSINE_END` of it at the last update (arXiv 1608.03983, without restarts).
+
+    In warm-up the factor is min(1, (k + 1) / w), so that no update is lost; under `fidelity="paper"`
     it is min(1, k / w) as in the authors' code, whose first update is zero.
 
     The count is the optimizer's own: a skipped step leaves it, and so the learning rate, where it was.
@@ -26,6 +32,9 @@ def make_schedule(config: ConfigDict, steps: int, *, fidelity: str = "default") 
 
     def schedule(count):
         factor = jnp.minimum(1.0, (count + first) / warmup) if warmup else jnp.ones(())
+        if config.schedule == "cosine":
+            done = jnp.clip((count + 1 - warmup) / max(steps - warmup, 1), 0.0, 1.0)
+            factor *= COSINE_END + (1 - COSINE_END) * (1 + jnp.cos(jnp.pi * done)) / 2
         return config.learning_rate * factor
 
     return schedule

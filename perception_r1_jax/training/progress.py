@@ -1,4 +1,4 @@
-"""The progress bar of a run, with an estimate of what is left and the latest rewards."""
+"""The progress bar of a run, with an estimate of what is left and the latest numbers."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-SHOWN = ("total", "accuracy", "visual", "format", "repetition")
-
 
 @contextmanager
-def progress_bar(first: int, steps: int, console: Console) -> Iterator[Callable[[Mapping[str, float]], None]]:
+def progress_bar(
+    first: int, steps: int, console: Console, shown: Mapping[str, str]
+) -> Iterator[Callable[[Mapping[str, float]], None]]:
     """Shows `first` of `steps` done; call what it yields after each step with the step's metrics.
+
+    `shown` has the metrics to show, by what to call them there.
 
     Where the console is no terminal nothing is drawn: the line of each step says it all.
     """
@@ -24,13 +26,13 @@ def progress_bar(first: int, steps: int, console: Console) -> Iterator[Callable[
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[rewards]}"),
+        TextColumn("{task.fields[latest]}"),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("training", total=steps, completed=first, rewards="")
+        task = progress.add_task("training", total=steps, completed=first, latest="")
 
         def advance(metrics: Mapping[str, float]) -> None:
-            rewards = "  ".join(f"{name} {metrics[f'reward/{name}']:.3f}" for name in SHOWN)
-            progress.update(task, advance=1, rewards=rewards)
+            latest = "  ".join(f"{name} {metrics[metric]:.3f}" for name, metric in shown.items())
+            progress.update(task, advance=1, latest=latest)
 
         yield advance

@@ -15,13 +15,12 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from perception_r1_jax.records import Problem
+from perception_r1_jax.records import Conversation, ImageSource, Problem
 from perception_r1_jax.training.metrics import finite
 from perception_r1_jax.weights.side_files import write_json
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy", "math-verify")
 EDGE_BYTES = 1 << 16
-PAIRS = ("accuracy", "perception", "probe")
 
 
 def make_record(config: ConfigDict, **hashes: str) -> dict[str, Any]:
@@ -41,12 +40,23 @@ def write_record(workdir: Path, record: Mapping[str, Any]) -> None:
     write_json(workdir / "run.json", record)
 
 
-def write_result(workdir: Path, *, rewards: dict[str, float | None], seconds: float) -> dict[str, Any]:
-    """Writes `result.json` and returns it; what the run has no data for (evaluations not made, NaN) is null."""
-    result: dict[str, Any] = {f"{name}_{when}": None for name in PAIRS for when in ("before", "after")}
-    result |= {f"mcnemar_{name}": None for name in PAIRS}
-    result["rewards"] = {name: finite(value) for name, value in rewards.items()}
-    result |= {"seconds": round(seconds, 1), "peak_rss_bytes": peak_rss_bytes()}
+def write_result(
+    workdir: Path, evaluations: Mapping[str, Any], *, rewards: Mapping[str, float | None], seconds: float
+) -> dict[str, Any]:
+    """Writes `result.json` and returns it; what the run has no data for is null.
+
+    Args:
+        workdir: of the run.
+        evaluations: fields as `evaluation.compare.result_fields` gives them.
+        rewards: the last step's, by name.
+        seconds: that the run took.
+    """
+    result = {
+        **evaluations,
+        "rewards": {name: finite(value) for name, value in rewards.items()},
+        "seconds": round(seconds, 1),
+        "peak_rss_bytes": peak_rss_bytes(),
+    }
     write_json(workdir / "result.json", result)
     return result
 
@@ -71,8 +81,20 @@ def hash_problems(problems: Iterable[Problem]) -> str:
 
 
 def _parts(problem: Problem) -> tuple[str, ...]:
-    pictures = (hashlib.sha256(x).hexdigest() if isinstance(x, bytes) else x.name for x in problem.images)
+    pictures = map(_hash_picture, problem.images)
     return (problem.problem_id, problem.question, problem.answer, *problem.annotations, *pictures)
+
+
+def hash_conversations(conversations: Iterable[Conversation]) -> str:
+    """SHA-256 of ids, turns, and pictures as in `hash_problems`."""
+    return hash_texts(
+        "\n".join((c.conversation_id, *(f"{m.role}: {m.content}" for m in c.messages), *map(_hash_picture, c.images)))
+        for c in conversations
+    )
+
+
+def _hash_picture(picture: ImageSource) -> str:
+    return hashlib.sha256(picture).hexdigest() if isinstance(picture, bytes) else picture.name
 
 
 def hash_files(directory: Path) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,20 +16,20 @@ from rich.console import Console
 from perception_r1_jax.config import arithmetic, load_instruction, resolve
 from perception_r1_jax.data import load_problems, make_pipeline
 from perception_r1_jax.data.pipeline import PromptBatches
+from perception_r1_jax.evaluation.task import Evaluation, load_evaluation
 from perception_r1_jax.grpo.step import TrainStep, make_log_probs_fn, make_train_step
 from perception_r1_jax.inference import Engine
 from perception_r1_jax.judge.on_mesh import Judge, load_judge
-from perception_r1_jax.models import ModelConfig, Params, abstract_params, cast_params, load_config
+from perception_r1_jax.models import ModelConfig, Params, cast_params, count_params, load_config
 from perception_r1_jax.processing import Processor
 from perception_r1_jax.records import TrainBatch
 from perception_r1_jax.rewards.score import RewardSettings
 from perception_r1_jax.sharding import make_mesh
 from perception_r1_jax.training.checkpoints import Checkpoints
-from perception_r1_jax.training.continuing import changes_since
-from perception_r1_jax.training.models import RANDOM, keep_side_files, prepare_model
-from perception_r1_jax.training.optimizer import make_optimizer
-from perception_r1_jax.training.run_record import hash_files, hash_problems, hash_texts, make_record, write_record
-from perception_r1_jax.training.state import TrainState, abstract_state, init_state
+from perception_r1_jax.training.continuing import begin_or_continue
+from perception_r1_jax.training.models import keep_side_files, prepare_model, tokenizer_in_place
+from perception_r1_jax.training.run_record import hash_files, hash_problems, hash_texts, make_record
+from perception_r1_jax.training.state import TrainState
 from perception_r1_jax.weights import load_params
 
 
@@ -50,6 +49,7 @@ class Run:
         state: parameters, optimizer, counters.
         step: steps done so far.
         checkpoints: where the state is saved.
+        evaluation: what the policy is evaluated on before the first step and after the last; None for no evaluation.
         to_rollout: casts the master weights to what rollouts compute in.
         train_step: the update.
         add_reference: puts the reference policy's log-probs into a batch; leaves it as it is without a KL term.
@@ -68,6 +68,7 @@ class Run:
     state: TrainState
     step: int
     checkpoints: Checkpoints
+    evaluation: Evaluation | None
     to_rollout: Callable[[Params], Params]
     train_step: TrainStep
     add_reference: Callable[[TrainBatch], TrainBatch]
@@ -85,10 +86,11 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
     settings = RewardSettings.from_config(config)
     problems, report = load_problems(config.data.path, config.data.split)
     console.print(report.summary())
+    evaluation = load_evaluation(config, console)
 
     # -- Models: their directories, shapes and processors.
     policy_dir, judge_dir = _model_directories(config, workdir)
-    keep_side_files(policy_dir, _tokenizer(config.model), workdir / "model")
+    keep_side_files(policy_dir, tokenizer_in_place(config.model), workdir / "model")
     model = load_config(workdir / "model")
     processor = Processor.from_directory(
         workdir / "model",
@@ -117,36 +119,22 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
         arithmetic(
             config,
             problems=len(problems),
-            parameters=_count(model),
-            judge_parameters=_count(judge.model) if judge else 0,
+            parameters=count_params(model),
+            judge_parameters=count_params(judge.model) if judge else 0,
             mesh=dict(mesh.shape),
         )
     )
     record = make_record(
         config,
         data=hash_problems(problems),
+        evaluation=hash_problems(evaluation.problems) if evaluation else "",
         policy=hash_files(policy_dir),
         judge=hash_files(judge_dir) if judge_dir else "",
         prompts=hash_texts([instruction, judge.prompt.system, judge.prompt.user] if judge else [instruction]),
     )
 
     # -- State: restored, or begun from the starting policy.
-    optimizer = make_optimizer(config.optimizer, config.steps, fidelity=config.fidelity)
-    freeze_vision = config.model.freeze_vision
-    abstract = abstract_state(model, optimizer, mesh, freeze_vision=freeze_vision)
-    keep = config.checkpoint
-    checkpoints = Checkpoints(workdir / "checkpoints", keep_last=keep.keep_last, keep_best=keep.keep_best)
-    step = checkpoints.latest_step() or 0
-    if step:
-        changed = changes_since(workdir, record)
-        state = checkpoints.restore(step, abstract, batches)
-        console.print(f"continues after step {step}, from {workdir}")
-        for name, (then, now) in changed.items():
-            console.print(f"  changed: {name} was {then!r} and is {now!r}")
-    else:
-        params = load_params(policy_dir, model, mesh, jnp.float32)
-        state = init_state(params, optimizer, abstract, freeze_vision=freeze_vision)
-    write_record(workdir, record)
+    begun = begin_or_continue(config, workdir, console, record, policy_dir, mesh, batches, fidelity=config.fidelity)
 
     # -- Programs.
     dtype = jnp.dtype(config.model.dtype)
@@ -162,11 +150,12 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
         mesh=mesh,
         engine=Engine(model, None, mesh),
         judge=judge,
-        state=state,
-        step=step,
-        checkpoints=checkpoints,
+        state=begun.state,
+        step=begun.step,
+        checkpoints=begun.checkpoints,
+        evaluation=evaluation,
         to_rollout=jax.jit(lambda params: cast_params(params, dtype)),
-        train_step=make_train_step(model, config, mesh, optimizer, banned_ids=banned_ids),
+        train_step=make_train_step(model, config, mesh, begun.optimizer, banned_ids=banned_ids),
         add_reference=_make_reference(config, policy_dir, model, mesh, banned_ids),
     )
 
@@ -184,17 +173,12 @@ def _model_directories(config: ConfigDict, workdir: Path) -> tuple[Path, Path | 
     return policy, judge
 
 
-def _tokenizer(section: ConfigDict) -> str:
-    """The tokenizer to use in place of the model's; a random model was made with its own."""
-    return "" if section.path == RANDOM else section.tokenizer
-
-
 def _load_judge(config: ConfigDict, directory: Path, mesh: Mesh) -> Judge:
     judge = config.judge
     return load_judge(
         directory,
         mesh,
-        tokenizer=_tokenizer(judge),
+        tokenizer=tokenizer_in_place(judge),
         prompt=judge.prompt,
         mode=judge.mode,
         max_prompt_tokens=judge.max_prompt_tokens,
@@ -219,7 +203,3 @@ def _make_reference(
         return dataclasses.replace(batch, reference_logps=logps)
 
     return add
-
-
-def _count(model: ModelConfig) -> int:
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_params(model)))

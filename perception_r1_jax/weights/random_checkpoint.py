@@ -105,6 +105,7 @@ def write_random_checkpoint(
     tokenizer_dir: str | Path | None = None,
     seed: int = 0,
     scale: float = 6.0,
+    spread: float = VECTOR_SPREAD,
     dtype: str = "float32",
     nested: bool = False,
 ) -> Path:
@@ -119,6 +120,7 @@ def write_random_checkpoint(
             ids and vocabulary size follow it.
         seed: of all weights; each tensor's values depend on the seed and its name alone.
         scale: standard deviation of the matrices over the default 0.02.
+        spread: standard deviation of biases, about 0, and norm scales, about 1.
         dtype: "float32", "float16" or "bfloat16".
         nested: write config and names as transformers 5 has them, instead of the published layout.
 
@@ -133,16 +135,16 @@ def write_random_checkpoint(
     tensors = hf_tensors(load_config(config))
     rename = nested_name if nested and family == "qwen2_5_vl" else str
     sizes = {rename(name): int(np.prod(t.shape)) * np.dtype(dtype).itemsize for name, t in tensors.items()}
-    draws = ((rename(name), _draw(tensor, seed, scale).astype(dtype)) for name, tensor in tensors.items())
+    draws = ((rename(name), _draw(tensor, seed, scale, spread).astype(dtype)) for name, tensor in tensors.items())
     write_shards(out, sizes, draws, max_shard_bytes=sum(sizes.values()) // 2)
     return out
 
 
-def _draw(tensor: HfTensor, seed: int, scale: float) -> np.ndarray:
+def _draw(tensor: HfTensor, seed: int, scale: float, spread: float) -> np.ndarray:
     noise = np.random.default_rng([seed, zlib.crc32(tensor.name.encode())]).standard_normal(tensor.shape, np.float32)
     if tensor.row.path.endswith("/scale"):
-        return 1 + VECTOR_SPREAD * noise
-    return noise * (VECTOR_SPREAD if tensor.row.path.endswith("/bias") else scale * INITIALIZER_RANGE)
+        return 1 + spread * noise
+    return noise * (spread if tensor.row.path.endswith("/bias") else scale * INITIALIZER_RANGE)
 
 
 def _token_fields(family: str, tokenizer_dir: Path) -> dict[str, int]:

@@ -1,0 +1,40 @@
+"""How the embedded policy was made: from random weights, on conversations about the geometry world.
+
+    python scripts/make_random_checkpoint.py --out runs/mini_sft/policy_start --scale 1 --spread 0 \\
+        --tokenizer runs/mini_sft/tokenizer --config_overrides configs/mini_policy.json
+    python scripts/sft.py --config configs/mini_sft_policy.py --workdir runs/mini_sft/policy
+    python -m tools.convert_weights.jax_to_hf --checkpoint runs/mini_sft/policy --out DIR --dtype bfloat16
+
+Some hours on two cores. A rerun gives the same within noise.
+"""
+
+from ml_collections import ConfigDict
+
+from perception_r1_jax.sft.config import sft_config
+
+
+def get_config() -> ConfigDict:
+    """A small model, short rows."""
+    config = sft_config()
+    config.steps = 6000  # some 50 conversations each
+
+    config.data.path = "geometry_world:policy"  # drawn as they are needed, no two alike
+
+    config.model.path = "runs/mini_sft/policy_start"  # random weights, of the embedded policy's shapes
+    config.model.dtype = "float32"  # a CPU is no quicker in less
+    config.model.remat = "none"  # the activations are small
+
+    config.sft.row_tokens = 256  # two or three conversations
+    config.sft.row_windows = 3  # a picture is one window
+    config.sft.rows_per_step = 24  # rows
+    config.sft.micro_batch_rows = 2  # rows whose activations stay in the cache
+    config.sft.validate_every = 250  # steps
+    config.sft.validate_conversations = 256  # of the val split
+    config.sft.log_every = 50  # steps
+
+    config.optimizer.warmup_fraction = 0.02  # of the steps
+    config.optimizer.learning_rate = 1e-3  # high, as small models want it
+    config.optimizer.b2 = 0.98  # a short memory: the gradients change quickly
+    config.optimizer.weight_decay = 0.01  # of matrices
+    config.checkpoint.every = 500  # steps
+    return config

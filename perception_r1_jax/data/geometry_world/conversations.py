@@ -1,0 +1,143 @@
+"""What the two small models of the package learned from: conversations about the world, by number, without end."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from importlib import resources
+from pathlib import Path
+
+from perception_r1_jax.data.geometry_world.checker import reflected
+from perception_r1_jax.data.geometry_world.draw import render
+from perception_r1_jax.data.geometry_world.facts import Fact, make_fact
+from perception_r1_jax.data.geometry_world.families import FAMILIES
+from perception_r1_jax.data.geometry_world.language import ask, deny, say, say_freely
+from perception_r1_jax.data.geometry_world.layout import Drawing
+from perception_r1_jax.data.geometry_world.problems import WorldProblem, make_problem, make_puzzle, respond
+from perception_r1_jax.data.geometry_world.puzzle import LETTERS
+from perception_r1_jax.judge.prompts import JudgeRequest, load_prompt
+from perception_r1_jax.judge.template import answer_text
+from perception_r1_jax.records import IMAGE_MARKER, Conversation, Message
+
+INSTRUCTION = "Think, then answer in \\boxed{}."
+"""Follows every question that wants a solution, in training and in use (`config.format_instruction`)."""
+
+DESCRIBE = "Describe the picture."
+READ = "Which letters and numbers are in the picture, from left to right?"
+PROBES = 3
+"""At most so many single facts are asked for in one conversation."""
+
+LEFT_OUT = 0.7
+"""Share of the first pictures that show only up to three of their texts, and of those that show no lines."""
+
+JUDGE_PROMPT = Path(str(resources.files("perception_r1_jax"))) / "assets" / "mini" / "judge_prompt.json"
+"""How the small judge is asked, in training and in use (`config.judge.prompt`)."""
+
+CUT = 0.05
+"""Share of the judge's responses that break off somewhere."""
+
+TASKS = {"solve": 5, "describe": 3, "read": 1, "probe": 3}
+"""How often a policy's conversation is about what."""
+
+
+def reading_conversation(index: int, split: str = "train", seed: int = 0) -> Conversation:
+    """A picture, often with most of it left out, and the letters and numbers in it: what a policy learns first."""
+    drawing = make_problem(index, split, seed).drawing
+    rng = random.Random(f"reading/{seed}/{split}/{index}")
+    if rng.random() < LEFT_OUT:
+        texts = rng.sample(drawing.texts, rng.randint(1, 3))
+        drawing = dataclasses.replace(drawing, texts=tuple(texts))
+    if rng.random() < LEFT_OUT:
+        drawing = dataclasses.replace(drawing, lines=(), marks=(), arcs=(), circles=(), dots=())
+    messages = (Message("user", IMAGE_MARKER + READ), Message("assistant", _read(drawing)))
+    return Conversation(f"reading-{seed}/{split}/{index}", (render(drawing),), messages)
+
+
+def policy_conversation(index: int, split: str = "train", seed: int = 0) -> Conversation:
+    """A picture and one thing to do with it: solve a problem, tell all facts, read all texts, or answer probes."""
+    rng = random.Random(f"task/{seed}/{split}/{index}")
+    (task,) = rng.choices(list(TASKS), list(TASKS.values()))
+    return _converse(task, index, split, seed)
+
+
+def _converse(task: str, index: int, split: str, seed: int) -> Conversation:
+    problem = make_problem(index, split, seed)
+    rng = random.Random(f"policy/{seed}/{split}/{index}")
+    turns = _turns(task, problem, rng)
+    messages = [Message(role, text) for turn in turns for role, text in zip(("user", "assistant"), turn)]
+    messages[0] = Message("user", IMAGE_MARKER + messages[0].content)
+    return Conversation(f"{task}-{seed}/{split}/{index}", (render(problem.drawing),), tuple(messages))
+
+
+def _turns(task: str, problem: WorldProblem, rng: random.Random) -> list[tuple[str, str]]:
+    shown = problem.puzzle.figure.facts()
+    match task:
+        case "solve":
+            return [(f"{problem.question} {INSTRUCTION}", problem.solution)]
+        case "describe":
+            return [(DESCRIBE, " ".join(say_freely(fact, rng) for fact in rng.sample(shown, len(shown))))]
+        case "read":
+            return [(READ, _read(problem.drawing))]
+        case _:
+            return [ask(fact, rng) for fact in rng.sample(shown, min(PROBES, len(shown)))]
+
+
+def _read(drawing: Drawing) -> str:
+    return ", ".join(text for text, (x, _) in sorted(drawing.texts, key=lambda item: item[1][0]))
+
+
+def judge_conversation(index: int, split: str = "train", seed: int = 0) -> Conversation:
+    """Some annotations, a response that states some of them and others falsely, and the true verdicts."""
+    case = judge_case(index, split, seed)
+    verdicts = [int(reflected(annotation, case.response)) for annotation in case.annotations]
+    system, user = load_prompt(JUDGE_PROMPT).messages(case)
+    messages = (*(Message(**message) for message in (system, user)), Message("assistant", answer_text(verdicts)))
+    return Conversation(f"judge-{seed}/{split}/{index}", (), messages)
+
+
+def judge_case(index: int, split: str = "train", seed: int = 0) -> JudgeRequest:
+    """A request to the judge: facts of a puzzle, and a response that keeps, alters, denies or leaves out each."""
+    rng = random.Random(f"judge/{seed}/{split}/{index}")
+    puzzle = make_puzzle(rng.choice(list(FAMILIES)), split, rng)
+    shown = puzzle.figure.facts()
+    sentences = [sentence for fact in rng.sample(shown, len(shown)) for sentence in _retell(fact, rng)]
+    response = respond(puzzle, sentences, rng)
+    if rng.random() < CUT:
+        response = response[: rng.randrange(len(response))]
+    listed = [*puzzle.needed, *(misread(fact, rng) for fact in shown if rng.random() < 0.3)]
+    return JudgeRequest(tuple(map(say, rng.sample(listed, len(listed)))), response)
+
+
+def _retell(fact: Fact, rng: random.Random) -> list[str]:
+    """What a response makes of a fact: mostly the fact, else another one, its opposite, or nothing."""
+    sentence = say_freely(fact, rng)
+    (told,) = rng.choices(([sentence], [say_freely(misread(fact, rng), rng)], [deny(sentence)], []), (5, 4, 1, 2))
+    return told
+
+
+def misread(fact: Fact, rng: random.Random) -> Fact:
+    """A fact close to another: a digit changed, a letter changed, or an angle's vertex moved."""
+    if fact.value is not None and rng.random() < 0.6:
+        return dataclasses.replace(fact, value=_misread_number(fact.value, rng))
+    names = list(fact.names)
+    place = rng.randrange(len(names))
+    names[place] = _misread_name(names[place], "".join(names), rng)
+    return make_fact(fact.kind, tuple(names), fact.value)
+
+
+def _misread_number(number: int, rng: random.Random) -> int:
+    """One digit replaced, the first never by 0; or two neighbours exchanged."""
+    digits = str(number)
+    place = rng.randrange(len(digits))
+    if place and digits[place] != digits[place - 1] and digits[place] != "0" and rng.random() < 0.25:
+        return int(digits[: place - 1] + digits[place] + digits[place - 1] + digits[place + 1 :])
+    others = [digit for digit in "0123456789" if digit != digits[place] and (place or digit != "0")]
+    return int(digits[:place] + rng.choice(others) + digits[place + 1 :])
+
+
+def _misread_name(name: str, taken: str, rng: random.Random) -> str:
+    """One letter replaced by an unused one; of an angle also its letters turned round."""
+    if len(name) == 3 and rng.random() < 0.4:
+        return name[1:] + name[0]
+    place = rng.randrange(len(name))
+    return name[:place] + rng.choice([letter for letter in LETTERS if letter not in taken]) + name[place + 1 :]

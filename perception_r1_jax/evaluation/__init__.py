@@ -1,0 +1,1 @@
+"""Greedy evaluation of a policy, and what two evaluations of the same problems say together."""

@@ -1,0 +1,52 @@
+"""What the small models learn from."""
+
+from __future__ import annotations
+
+import random
+import re
+
+from perception_r1_jax.data.geometry_world import checker, facts
+from perception_r1_jax.data.geometry_world.conversations import (
+    TASKS,
+    judge_case,
+    judge_conversation,
+    misread,
+    policy_conversation,
+)
+
+CASES = [judge_case(index) for index in range(200)]
+
+
+def test_a_conversation_depends_on_its_number_alone():
+    assert policy_conversation(5) == policy_conversation(5) != policy_conversation(6)
+    assert judge_conversation(5) == judge_conversation(5) != judge_conversation(5, "val")
+
+
+def test_every_task_appears_and_turns_alternate():
+    made = [policy_conversation(index) for index in range(100)]
+    assert {conversation.conversation_id.split("-")[0] for conversation in made} == set(TASKS)
+    for conversation in made:
+        roles = [message.role for message in conversation.messages]
+        assert roles == ["user", "assistant"] * (len(roles) // 2)
+        assert [message.content.count("<image>") for message in conversation.messages].count(1) == 1
+
+
+def test_the_verdicts_are_those_of_the_checker():
+    for index, case in enumerate(CASES[:50]):
+        said = re.findall(r"<info\d+>([01])</info\d+>", judge_conversation(index).messages[-1].content)
+        assert [bool(int(v)) for v in said] == [checker.reflected(a, case.response) for a in case.annotations]
+
+
+def test_cases_are_hard_in_both_directions():
+    verdicts = [checker.reflected(a, case.response) for case in CASES for a in case.annotations]
+    assert 0.2 < sum(verdicts) / len(verdicts) < 0.5
+    assert any(" not " in case.response for case in CASES)
+
+
+def test_a_misread_fact_is_another_fact_of_the_same_kind():
+    rng = random.Random(0)
+    for fact in (facts.length("AB", 7), facts.angle("ABC", 100), facts.right("ABC"), facts.parallel("AB", "CD")):
+        others = [misread(fact, rng) for _ in range(50)]
+        assert fact not in others
+        assert {other.kind for other in others} == {fact.kind}
+        assert all(other.value is None or other.value > 0 or fact.value < 10 for other in others)
