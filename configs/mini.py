@@ -1,0 +1,56 @@
+"""Perception-R1 in miniature: the embedded policy and judge on the geometry world, in minutes on a CPU.
+
+    make train
+
+The same loop, rewards and fields as configs/perception_r1_7b.py; only models, pictures and batches are smaller.
+"""
+
+from ml_collections import ConfigDict
+
+from perception_r1_jax.config import default_config
+
+
+def get_config() -> ConfigDict:
+    """GRPO with all four rewards, and an evaluation before and after."""
+    config = default_config()
+    config.seed = 0  # of shuffling and sampling
+    config.steps = 60  # some seven minutes
+    config.format_instruction = "Think, then answer in \\boxed{}."  # as the policy heard it before
+
+    config.data.path = "runs/mini/data"  # `make mini-inputs` writes it
+
+    config.model.path = "runs/mini/models/policy"  # converted from perception_r1_jax/assets/mini/policy
+    config.model.dtype = "float32"  # as fast as bfloat16 on a CPU
+    config.model.remat = "none"  # the activations are small
+
+    config.judge.path = "runs/mini/models/judge"  # from perception_r1_jax/assets/mini/judge
+    config.judge.prompt = "perception_r1_jax/assets/mini/judge_prompt.json"  # as the judge heard it before
+    config.judge.max_prompt_tokens = 384  # tokens
+    config.judge.max_new_tokens = 64  # tokens of an answer
+    config.judge.batch_size = 128  # all requests of a step
+
+    config.rollout.prompts_per_step = 16  # prompts
+    config.rollout.samples_per_prompt = 8  # responses to each, as in the paper
+    config.rollout.prompt_buckets = (112,)  # tokens; 16 of them are the picture
+    config.rollout.window_buckets = (1,)  # a picture is one window
+    config.rollout.response_buckets = (96,)  # tokens; solutions have about 50
+
+    config.reward.workers = 1  # processes that check answers
+
+    config.grpo.micro_batch_prompts = 8  # two micro-batches a step
+    config.grpo.micro_batch_samples = 8  # whole groups
+    config.grpo.log_prob_chunk = 96  # positions: the whole response at once
+
+    config.optimizer.learning_rate = 1e-4  # a small model takes larger steps
+    config.optimizer.weight_decay = 0.0  # over so few steps it would only be noise
+
+    config.mesh.fsdp = 1  # one device
+    config.checkpoint.every = 20  # steps
+
+    config.evaluation.split = "test"  # never trained on
+    config.evaluation.problems = 400  # all of them
+    config.evaluation.batch_size = 100  # problems
+    config.evaluation.max_new_tokens = 96  # tokens
+    config.evaluation.checker = "perception_r1_jax.data.geometry_world.checker"  # knows the truth of each picture
+    config.evaluation.probe_max_new_tokens = 8  # tokens
+    return config
