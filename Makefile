@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKDIR ?= runs/debug
 MINI := runs/mini
+MINI_SFT := runs/mini_sft
 MINI_ASSETS := perception_r1_jax/assets/mini
 WORLD := $(wildcard perception_r1_jax/data/geometry_world/*.py perception_r1_jax/data/geometry_world/*/*.py)
 # Where the ablation's records, tables and charts are. Runs recorded there are not repeated: for runs of your own,
@@ -13,7 +14,7 @@ CLAIM ?= docs/claim
 # Two processes of some 3 GB each: tests wait for compilers and deadlines more than for one another.
 PARALLEL := -n 2 --dist loadfile
 
-.PHONY: train claim mini-inputs test test-slow lint environment
+.PHONY: train claim mini-inputs mini-models test test-slow lint environment
 
 train: $(READY)
 	$(BIN)/python scripts/train.py --config configs/debug.py --workdir $(WORKDIR)
@@ -31,6 +32,21 @@ $(MINI)/data/test.parquet: $(WORLD) | $(READY)
 $(MINI)/models/%/params: $(MINI_ASSETS)/%/model.safetensors | $(READY)
 	rm -rf $(@D)
 	$(BIN)/python -m tools.convert_weights.hf_to_jax --hf $(<D) --out $(@D)
+
+# How the embedded models were made, from nothing: a few hours on 2 cores. docs/sft.md says what each stage learns.
+mini-models: $(READY)
+	$(BIN)/python scripts/make_tokenizer.py --corpus world --out $(MINI_SFT)/tokenizer
+	$(BIN)/python scripts/make_random_checkpoint.py --family qwen2_5_vl --scale 3 --spread 0 \
+		--tokenizer $(MINI_SFT)/tokenizer --config_overrides configs/mini_policy.json \
+		--preprocessor_overrides configs/mini_preprocessor.json --out $(MINI_SFT)/policy_start
+	$(BIN)/python scripts/make_random_checkpoint.py --family qwen2 --scale 3 --spread 0 \
+		--tokenizer $(MINI_SFT)/tokenizer --config_overrides configs/mini_judge.json --out $(MINI_SFT)/judge_start
+	$(BIN)/python scripts/sft.py --config configs/mini_sft_reading.py --workdir $(MINI_SFT)/reading
+	$(BIN)/python scripts/sft.py --config configs/mini_sft_policy.py --workdir $(MINI_SFT)/policy
+	$(BIN)/python scripts/sft.py --config configs/mini_sft_judge.py --workdir $(MINI_SFT)/judge
+	for model in policy judge; do \
+		$(BIN)/python -m tools.convert_weights.jax_to_hf --checkpoint $(MINI_SFT)/$$model \
+			--out $(MINI_SFT)/hf/$$model --dtype bfloat16 || exit 1; done
 
 test: $(READY)
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"

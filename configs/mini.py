@@ -27,19 +27,19 @@ def get_config() -> ConfigDict:
     config.judge.prompt = "perception_r1_jax/assets/mini/judge_prompt.json"  # as the judge heard it before
     config.judge.max_prompt_tokens = 384  # tokens
     config.judge.max_new_tokens = 64  # tokens of an answer
-    config.judge.batch_size = 128  # all requests of a step
+    config.judge.batch_size = 32  # requests
 
     config.rollout.prompts_per_step = 16  # prompts
     config.rollout.samples_per_prompt = 8  # responses to each, as in the paper
-    config.rollout.prompt_buckets = (112,)  # tokens; 16 of them are the picture
+    config.rollout.prompt_buckets = (88,)  # tokens; 16 of them are the picture
     config.rollout.window_buckets = (1,)  # a picture is one window
-    config.rollout.response_buckets = (96,)  # tokens; solutions have about 50
+    config.rollout.response_buckets = (72,)  # tokens; solutions have about 50
 
     config.reward.workers = 1  # processes that check answers
 
-    config.grpo.micro_batch_prompts = 8  # two micro-batches a step
+    config.grpo.micro_batch_prompts = 1  # small micro-batches, which stay in the cache
     config.grpo.micro_batch_samples = 8  # whole groups
-    config.grpo.log_prob_chunk = 96  # positions: the whole response at once
+    config.grpo.log_prob_chunk = 72  # positions: the whole response at once
 
     config.optimizer.learning_rate = 1e-4  # a small model takes larger steps
     config.optimizer.weight_decay = 0.0  # over so few steps it would only be noise
@@ -50,7 +50,7 @@ def get_config() -> ConfigDict:
     config.evaluation.split = "test"  # never trained on
     config.evaluation.problems = 400  # all of them
     config.evaluation.batch_size = 100  # problems
-    config.evaluation.max_new_tokens = 96  # tokens
+    config.evaluation.max_new_tokens = 72  # tokens
     config.evaluation.checker = "perception_r1_jax.data.geometry_world.checker"  # knows the truth of each picture
     config.evaluation.probe_max_new_tokens = 8  # tokens
     return config

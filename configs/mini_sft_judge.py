@@ -1,12 +1,4 @@
-"""How the embedded judge was made: from random weights, on annotations, responses and their true verdicts.
-
-    python scripts/make_random_checkpoint.py --family qwen2 --out runs/mini_sft/judge_start --scale 1 --spread 0 \\
-        --tokenizer runs/mini_sft/tokenizer --config_overrides configs/mini_judge.json
-    python scripts/sft.py --config configs/mini_sft_judge.py --workdir runs/mini_sft/judge
-    python -m tools.convert_weights.jax_to_hf --checkpoint runs/mini_sft/judge --out DIR --dtype bfloat16
-
-Some hours on two cores. A rerun gives the same within noise.
-"""
+"""How the embedded judge was made: from random weights, on requests and verdicts. `make mini-models` runs it."""
 
 from ml_collections import ConfigDict
 

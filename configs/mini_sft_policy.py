@@ -1,12 +1,4 @@
-"""How the embedded policy was made: from random weights, on conversations about the geometry world.
-
-    python scripts/make_random_checkpoint.py --out runs/mini_sft/policy_start --scale 1 --spread 0 \\
-        --tokenizer runs/mini_sft/tokenizer --config_overrides configs/mini_policy.json
-    python scripts/sft.py --config configs/mini_sft_policy.py --workdir runs/mini_sft/policy
-    python -m tools.convert_weights.jax_to_hf --checkpoint runs/mini_sft/policy --out DIR --dtype bfloat16
-
-Some hours on two cores. A rerun gives the same within noise.
-"""
+"""How the embedded policy was made, second stage: from reading to solving. `make mini-models` runs it."""
 
 from ml_collections import ConfigDict
 
@@ -20,7 +12,7 @@ def get_config() -> ConfigDict:
 
     config.data.path = "geometry_world:policy"  # drawn as they are needed, no two alike
 
-    config.model.path = "runs/mini_sft/policy_start"  # random weights, of the embedded policy's shapes
+    config.model.path = "runs/mini_sft/reading"  # what configs/mini_sft_reading.py made
     config.model.dtype = "float32"  # a CPU is no quicker in less
     config.model.remat = "none"  # the activations are small
 

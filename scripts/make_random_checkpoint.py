@@ -37,6 +37,9 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=6.0, help="matrices, in units of the default initialisation")
     parser.add_argument("--spread", type=float, default=0.2, help="of biases and norms, about 0 and 1 (default 0.2)")
     parser.add_argument("--config_overrides", type=json_file, help="JSON file with fields of config.json to set")
+    parser.add_argument(
+        "--preprocessor_overrides", type=json_file, help="JSON file with fields of preprocessor_config.json to set"
+    )
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
     args = parser.parse_args()
     out = write_random_checkpoint(
@@ -44,6 +47,7 @@ def main() -> None:
         args.family,
         args.config_overrides,
         tokenizer_dir=args.tokenizer,
+        preprocessor_overrides=args.preprocessor_overrides,
         seed=args.seed,
         scale=args.scale,
         spread=args.spread,

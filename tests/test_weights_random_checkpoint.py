@@ -12,6 +12,7 @@ from perception_r1_jax.models import load_config
 from perception_r1_jax.weights.names import hf_tensors, nested_name
 from perception_r1_jax.weights.random_checkpoint import SMALL_TOKENIZER, write_random_checkpoint
 from perception_r1_jax.weights.safetensors_io import stored_tensors, weight_files
+from perception_r1_jax.weights.side_files import PREPROCESSOR_FILE
 
 
 @pytest.fixture(scope="module")
@@ -127,3 +128,11 @@ def test_without_spread_it_is_the_usual_initialisation(tmp_path):
             assert (values == (0.0 if tensor.name.endswith("bias") else 1.0)).all(), tensor.name
         else:
             assert values.std() == pytest.approx(0.02, rel=0.1), tensor.name
+
+
+def test_an_override_of_the_preprocessor_leaves_its_other_fields(tmp_path):
+    usual, other = (
+        json.loads((write_random_checkpoint(tmp_path / name, **options) / PREPROCESSOR_FILE).read_text())
+        for name, options in (("a", {}), ("b", {"preprocessor_overrides": {"image_std": [1, 1, 1]}}))
+    )
+    assert other == usual | {"image_std": [1, 1, 1]} != usual

@@ -18,6 +18,7 @@ import transformers
 
 from perception_r1_jax.errors import UserError
 from perception_r1_jax.models import load_config
+from perception_r1_jax.processing.tokenizer import read_json
 from perception_r1_jax.weights.names import HfTensor, hf_tensors, nested_name
 from perception_r1_jax.weights.safetensors_io import write_shards
 from perception_r1_jax.weights.side_files import (
@@ -103,6 +104,7 @@ def write_random_checkpoint(
     family: str = "qwen2_5_vl",
     config_overrides: Mapping[str, Any] | None = None,
     tokenizer_dir: str | Path | None = None,
+    preprocessor_overrides: Mapping[str, Any] | None = None,
     seed: int = 0,
     scale: float = 6.0,
     spread: float = VECTOR_SPREAD,
@@ -118,6 +120,7 @@ def write_random_checkpoint(
             those under "vision_config" one by one.
         tokenizer_dir: where tokenizer and side files come from; the package's small tokenizer by default. Token
             ids and vocabulary size follow it.
+        preprocessor_overrides: fields of `preprocessor_config.json` that replace those.
         seed: of all weights; each tensor's values depend on the seed and its name alone.
         scale: standard deviation of the matrices over the default 0.02.
         spread: standard deviation of biases, about 0, and norm scales, about 1.
@@ -130,7 +133,7 @@ def write_random_checkpoint(
     out, source = Path(out), Path(tokenizer_dir or SMALL_TOKENIZER)
     out.mkdir(parents=True, exist_ok=True)
     config = _make_config(family, config_overrides or {}, _token_fields(family, source), dtype)
-    _write_side_files(source, out, config)
+    _write_side_files(source, out, config, preprocessor_overrides or {})
     write_json(out / CONFIG_FILE, nested_config(config) if nested else config)
     tensors = hf_tensors(load_config(config))
     rename = nested_name if nested and family == "qwen2_5_vl" else str
@@ -171,7 +174,9 @@ def _make_config(
     return config
 
 
-def _write_side_files(source: Path, out: Path, config: Mapping[str, Any]) -> None:
+def _write_side_files(
+    source: Path, out: Path, config: Mapping[str, Any], preprocessor_overrides: Mapping[str, Any]
+) -> None:
     copy_side_files(source, out)
     if not (out / GENERATION_FILE).exists():
         stops = [config["eos_token_id"], config["bos_token_id"]]
@@ -179,8 +184,9 @@ def _write_side_files(source: Path, out: Path, config: Mapping[str, Any]) -> Non
         write_json(out / GENERATION_FILE, fields)
     if config["model_type"] == "qwen2":
         (out / PREPROCESSOR_FILE).unlink(missing_ok=True)
-    elif not (out / PREPROCESSOR_FILE).exists():
-        write_json(out / PREPROCESSOR_FILE, PREPROCESSOR)
+    elif preprocessor_overrides or not (out / PREPROCESSOR_FILE).exists():
+        preprocessor = read_json(out / PREPROCESSOR_FILE) or PREPROCESSOR
+        write_json(out / PREPROCESSOR_FILE, {**preprocessor, **preprocessor_overrides})
 
 
 def nested_config(config: Mapping[str, Any]) -> dict[str, Any]:
