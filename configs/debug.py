@@ -1,4 +1,4 @@
-"""The whole loop in a minute on a CPU: random models, drawn pictures.
+"""The whole loop in a minute on a CPU: random models, drawn problems.
 
     python scripts/train.py --config configs/debug.py --workdir runs/debug
 
