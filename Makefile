@@ -33,7 +33,7 @@ $(MINI)/models/%/params: $(MINI_ASSETS)/%/model.safetensors | $(READY)
 	rm -rf $(@D)
 	$(BIN)/python -m tools.convert_weights.hf_to_jax --hf $(<D) --out $(@D)
 
-# How the embedded models were made, from nothing: a few hours on 2 cores. docs/sft.md says what each stage learns.
+# The small policy and judge from nothing, a few hours on 2 cores; the configs say what each stage learns.
 mini-models: $(READY)
 	$(BIN)/python scripts/make_tokenizer.py --corpus world --out $(MINI_SFT)/tokenizer
 	$(BIN)/python scripts/make_random_checkpoint.py --family qwen2_5_vl --scale 3 --spread 0 \

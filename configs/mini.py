@@ -1,13 +1,15 @@
 """Perception-R1 in miniature: the embedded policy and judge on the geometry world, in minutes on a CPU.
 
-    make train
+    python scripts/train.py --config configs/mini.py --workdir runs/mini
 
-The same loop, rewards and fields as configs/perception_r1_7b.py; only models, pictures and batches are smaller.
+`make mini-inputs` makes what it reads, from the embedded models. The same loop, rewards and fields as
+configs/perception_r1_7b.py; only models, pictures and batches are smaller.
 """
 
 from ml_collections import ConfigDict
 
 from perception_r1_jax.config import default_config
+from perception_r1_jax.data.geometry_world.conversations import INSTRUCTION
 
 
 def get_config() -> ConfigDict:
@@ -15,7 +17,7 @@ def get_config() -> ConfigDict:
     config = default_config()
     config.seed = 0  # of shuffling and sampling
     config.steps = 60  # some seven minutes
-    config.format_instruction = "Think, then answer in \\boxed{}."  # as the policy heard it before
+    config.format_instruction = INSTRUCTION  # as the policy heard it before
 
     config.data.path = "runs/mini/data"  # `make mini-inputs` writes it
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from perception_r1_jax.data.load import WORLD
 from perception_r1_jax.errors import UserError
 from perception_r1_jax.grpo.losses import AGGREGATIONS, KL_ESTIMATORS
 from perception_r1_jax.judge.template import MODES
@@ -102,7 +103,7 @@ def default_config() -> ConfigDict:
 
     config.data = ConfigDict()  # the problems
     # A folder with {split}.jsonl (Geometry3K) or {split}*.parquet, one parquet file, or "geometry_world".
-    config.data.path = "geometry_world"
+    config.data.path = WORLD
     config.data.split = "train"  # which files of a folder, or of the world; a single file is one split
     config.data.shuffle = True  # a new order each epoch, by seed
     config.data.prefetch = 1  # batches prepared ahead of the step, pictures decoded; 0: each when it is needed
@@ -274,7 +275,7 @@ def _check_paths(config: ConfigDict) -> None:
     for field, words in {
         "model.path": ("random",),
         "judge.path": ("random", ""),
-        "data.path": ("geometry_world",),
+        "data.path": (WORLD,),
         "model.tokenizer": ("",),
         "judge.tokenizer": ("",),
         "judge.prompt": ("",),

@@ -84,6 +84,11 @@ def constrain(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec)
 
 
+def constrain_batch(batch: Any) -> Any:
+    """Pins a tree of arrays with leading batch dimension, as `constrain`."""
+    return jax.tree.map(lambda x: constrain(x, ("batch",) + (None,) * (x.ndim - 1)), batch)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The layout of an array that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())

@@ -5,13 +5,15 @@ from __future__ import annotations
 import random
 import re
 
-from perception_r1_jax.data.geometry_world import checker, facts
+from perception_r1_jax.data.geometry_world import checker, facts, make_problem
 from perception_r1_jax.data.geometry_world.conversations import (
+    READ,
     TASKS,
     judge_case,
     judge_conversation,
     misread,
     policy_conversation,
+    reading_conversation,
 )
 
 CASES = [judge_case(index) for index in range(200)]
@@ -29,6 +31,28 @@ def test_every_task_appears_and_turns_alternate():
         roles = [message.role for message in conversation.messages]
         assert roles == ["user", "assistant"] * (len(roles) // 2)
         assert [message.content.count("<image>") for message in conversation.messages].count(1) == 1
+
+
+def test_a_picture_is_read_from_left_to_right():
+    made = [(index, policy_conversation(index)) for index in range(140)]
+    asked = [(index, c.messages[1].content) for index, c in made if c.messages[0].content.endswith(READ)]
+    assert asked
+    for index, answer in asked:
+        at = {text: x for text, (x, _) in make_problem(index).drawing.texts}
+        texts = make_problem(index).drawing.texts
+        assert sorted(answer.split(", ")) == sorted(text for text, _ in texts)
+        if len(at) == len(texts):  # a text that stands twice has no one place
+            places = [at[text] for text in answer.split(", ")]
+            assert places == sorted(places)
+
+
+def test_first_pictures_mostly_show_few_texts_and_the_answer_names_those_that_are_drawn():
+    answers = [reading_conversation(index).messages[1].content.split(", ") for index in range(100)]
+    for index, answer in enumerate(answers):
+        texts = [text for text, _ in make_problem(index).drawing.texts]
+        assert all(answer.count(text) <= texts.count(text) for text in answer)
+    assert 0.6 < sum(len(answer) <= 3 for answer in answers) / len(answers) < 0.85
+    assert any(len(answer) > 4 for answer in answers)
 
 
 def test_the_verdicts_are_those_of_the_checker():

@@ -11,7 +11,7 @@ from PIL import Image
 from perception_r1_jax.data import load_problems
 from perception_r1_jax.data.geometry_world import checker, make_problem
 from perception_r1_jax.data.geometry_world.families import FAMILIES
-from perception_r1_jax.data.geometry_world.layout import SIDE
+from perception_r1_jax.data.geometry_world.layout import GRID, SIDE
 from perception_r1_jax.data.geometry_world.problems import SIZES, owner
 from perception_r1_jax.data.geometry_world.write import write_split
 from perception_r1_jax.rewards import accuracy_reward, format_reward
@@ -81,6 +81,10 @@ def test_texts_of_a_picture_lie_inside_and_apart_and_are_all_drawn():
             box = picture.convert("L").crop((int(x) - 5, int(y) - 5, int(x) + 6, int(y) + 6))
             assert box.getextrema()[0] < 128, f"{text} is not to be seen in {problem.name}"
         assert len(set(centers)) == len(centers)
+
+
+def test_texts_stand_on_a_grid():
+    assert all(x % GRID == y % GRID == 0 for problem in TRAIN for _, (x, y) in problem.drawing.texts)
 
 
 def test_a_point_has_its_letter_next_to_it():

@@ -11,10 +11,10 @@ from scipy import stats
 from perception_r1_jax.claim.outcomes import share
 from perception_r1_jax.claim.record import Record
 from perception_r1_jax.evaluation.compare import RATES
+from perception_r1_jax.evaluation.mcnemar import LEVEL
 from perception_r1_jax.report.outcome import Interval
 
 SIDES = ("before", "after")
-LEVEL = 0.95
 RESAMPLES = 2000
 
 Pair = tuple[Record, Record]

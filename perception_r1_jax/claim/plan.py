@@ -14,6 +14,7 @@ from flax import traverse_util
 from perception_r1_jax.claim.variants import FULL, VARIANTS, changed_fields
 from perception_r1_jax.config import resolve
 from perception_r1_jax.errors import UserError
+from perception_r1_jax.report.workdir import read_json
 
 NEW, BEGUN, FINISHED, RECORDED = "new", "begun", "finished", "recorded"
 
@@ -118,18 +119,6 @@ def differing(config: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
     """A nested config by dotted names."""
     return traverse_util.flatten_dict(config, sep=".")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        UserError: the file is no JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is no JSON ({error}). Repair or remove the file.") from error
 
 
 def describe(runs: Iterable[PlannedRun]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from perception_r1_jax.claim.outcomes import Outcomes
-from perception_r1_jax.claim.plan import PlannedRun, differing, flatten, read_json
+from perception_r1_jax.claim.plan import PlannedRun, differing, flatten
 from perception_r1_jax.claim.variants import VARIANTS
 from perception_r1_jax.errors import UserError
 from perception_r1_jax.evaluation.files import items_file, read_evaluated
@@ -16,7 +16,7 @@ from perception_r1_jax.evaluation.items import Item
 from perception_r1_jax.report.agreement import compare_judge
 from perception_r1_jax.report.checker import load_checker
 from perception_r1_jax.report.curves import draw_curves
-from perception_r1_jax.report.workdir import MissingData, Problems, Workdir
+from perception_r1_jax.report.workdir import MissingData, Problems, Workdir, read_json
 from perception_r1_jax.training.run_record import hash_texts
 from perception_r1_jax.weights.side_files import write_json
 

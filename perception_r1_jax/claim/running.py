@@ -13,10 +13,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from perception_r1_jax.claim.plan import BEGUN, FINISHED, NEW, RECORDED, PlannedRun, describe, read_json
+from perception_r1_jax.claim.plan import BEGUN, FINISHED, NEW, RECORDED, PlannedRun, describe
 from perception_r1_jax.claim.record import Record, record_run
 from perception_r1_jax.errors import UserError
 from perception_r1_jax.report.wording import duration, p_value, percent
+from perception_r1_jax.report.workdir import read_json
 from perception_r1_jax.training.stopping import StopRequest
 
 USUAL_SECONDS = 600.0
@@ -35,8 +36,8 @@ def run_all(runs: Sequence[PlannedRun], script: Path, console: Console) -> bool:
         UserError: something there was made with another config, another process is at work, or a training failed.
     """
     states = {run.name: run.state() for run in runs}
-    console.print(_announce(runs, states))
     seconds = [read_json(run.record)["result"]["seconds"] for run in runs if states[run.name] == RECORDED]
+    console.print(_announce(runs, states, seconds))
     left = [run for run in runs if states[run.name] != RECORDED]
     if not left:
         return True
@@ -56,9 +57,8 @@ def run_all(runs: Sequence[PlannedRun], script: Path, console: Console) -> bool:
     return True
 
 
-def _announce(runs: Sequence[PlannedRun], states: dict[str, str]) -> str:
+def _announce(runs: Sequence[PlannedRun], states: dict[str, str], seconds: Sequence[float]) -> str:
     by_state = {state: [run for run in runs if states[run.name] == state] for state in (RECORDED, FINISHED, BEGUN, NEW)}
-    seconds = [read_json(run.record)["result"]["seconds"] for run in by_state[RECORDED]]
     words = {
         RECORDED: "recorded already",
         FINISHED: "finished, to be recorded",

@@ -12,8 +12,8 @@ from perception_r1_jax.claim.variants import FULL, PLAIN, VARIANTS, changed_fiel
 from perception_r1_jax.evaluation.summary import FIELDS
 from perception_r1_jax.report import wording
 from perception_r1_jax.report.agreement import THRESHOLD
+from perception_r1_jax.report.meaning import SIGNIFICANT
 
-SIGNIFICANT = 0.05
 NOTHING = "–"
 
 

@@ -16,6 +16,12 @@ from typing import Any
 import pyarrow as pa
 
 from perception_r1_jax.data.errors import DataError, DroppedProblem
+from perception_r1_jax.data.geometry_world.conversations import (
+    judge_conversation,
+    policy_conversation,
+    reading_conversation,
+)
+from perception_r1_jax.data.geometry_world.problems import SHARES
 from perception_r1_jax.data.json_lines import numbered_lines, parse_object
 from perception_r1_jax.data.parquet import COLUMNS, Columns, parquet_rows, read_image, to_row
 from perception_r1_jax.data.scan import RowReport, check_headers, check_unicode
@@ -27,8 +33,12 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 ROLES = ("system", "user", "assistant")
-WORLD = ("geometry_world:reading", "geometry_world:policy", "geometry_world:judge")
-"""Sources that are drawn, not read."""
+WORLD = {
+    "geometry_world:reading": reading_conversation,
+    "geometry_world:policy": policy_conversation,
+    "geometry_world:judge": judge_conversation,
+}
+"""Sources that are drawn, not read, and what draws a conversation of (index, split, seed)."""
 
 PARQUET_COLUMNS: Columns = {
     "messages": (_is_list, "a list of struct<role: string, content: string>"),
@@ -36,7 +46,6 @@ PARQUET_COLUMNS: Columns = {
 }
 """What a parquet file must have; images may be null."""
 
-SPLITS = ("train", "val", "test")
 ENDLESS = 2**30
 """How many conversations a drawn source says it has: more than any run takes."""
 
@@ -47,7 +56,7 @@ class DrawnConversations(Sequence[Conversation]):
 
     Attributes:
         path: one of `WORLD`.
-        split: one of `SPLITS`; splits share no problem.
+        split: one of `SHARES`; splits share no problem.
         seed: another one has other conversations.
     """
 
@@ -59,14 +68,7 @@ class DrawnConversations(Sequence[Conversation]):
         return ENDLESS
 
     def __getitem__(self, index: int) -> Conversation:
-        from perception_r1_jax.data.geometry_world import conversations
-
-        draw = {
-            "geometry_world:reading": conversations.reading_conversation,
-            "geometry_world:policy": conversations.policy_conversation,
-            "geometry_world:judge": conversations.judge_conversation,
-        }
-        return draw[self.path](index, self.split, self.seed)
+        return WORLD[self.path](index, self.split, self.seed)
 
 
 def load_conversations(path: str, split: str, seed: int) -> tuple[Sequence[Conversation], str]:
@@ -94,8 +96,8 @@ def load_conversations(path: str, split: str, seed: int) -> tuple[Sequence[Conve
 
 
 def _drawn(path: str, split: str, seed: int) -> DrawnConversations:
-    if split not in SPLITS:
-        raise DataError(f"{path} has no split {split!r}; take one of {', '.join(SPLITS)}.")
+    if split not in SHARES:
+        raise DataError(f"{path} has no split {split!r}; take one of {', '.join(SHARES)}.")
     return DrawnConversations(path, split, seed)
 
 

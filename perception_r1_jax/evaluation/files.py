@@ -45,7 +45,12 @@ def read_evaluated(path: Path) -> Evaluated | None:
 
 def remove_evaluated(workdir: Path, name: str, first_step: int) -> None:
     """Removes the evaluations of `first_step` and later ones: a run that goes on before them makes them anew."""
-    for path in (workdir / "eval").glob("*.jsonl"):
-        step = path.stem.removeprefix(f"{name}-")
-        if step.isdecimal() and int(step) >= first_step:
-            path.unlink()
+    for step in evaluated_steps(workdir, name):
+        if step >= first_step:
+            items_file(workdir, name, step).unlink()
+
+
+def evaluated_steps(workdir: Path, name: str) -> list[int]:
+    """After which steps there are evaluations, in order."""
+    steps = (path.stem.removeprefix(f"{name}-") for path in (workdir / "eval").glob("*.jsonl"))
+    return sorted(int(step) for step in steps if step.isdecimal())

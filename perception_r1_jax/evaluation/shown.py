@@ -64,9 +64,9 @@ def _facts_caption(facts: dict[str, int] | None) -> str | None:
 
 
 def percent(share: float) -> str:
-    """A share as a reader wants it.
+    """A share with one decimal place.
 
-    >>> percent(0.5)
-    '50.0%'
+    >>> percent(0.6254)
+    '62.5%'
     """
     return f"{100 * share:.1f}%"

@@ -17,7 +17,7 @@ from perception_r1_jax.grpo.losses import MAX_LOG_RATIO, Metrics, masked_sum, to
 from perception_r1_jax.grpo.micro_batches import MicroBatches
 from perception_r1_jax.models import ModelConfig, Params, cast_params
 from perception_r1_jax.records import PromptBatch, TrainBatch
-from perception_r1_jax.sharding import constrain, replicated
+from perception_r1_jax.sharding import constrain, constrain_batch, replicated
 from perception_r1_jax.training.state import TrainState, abstract_state, state_shardings, trained_params
 from perception_r1_jax.training.update import apply_gradients
 
@@ -164,7 +164,7 @@ def _scan(micro_batches, body, carry, prompts, responses):
 
     def over_prompts(carry, xs):
         prompts, responses = xs
-        prompts = jax.tree.map(lambda x: constrain(x, ("batch",) + (None,) * (x.ndim - 1)), prompts)
+        prompts = constrain_batch(prompts)
         return jax.lax.scan(lambda carry, x: body(carry, prompts, x), carry, responses)
 
     xs = (micro_batches.split_prompts(prompts), micro_batches.split_responses(responses))

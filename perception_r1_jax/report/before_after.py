@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 
-from perception_r1_jax.evaluation.files import items_file
+from perception_r1_jax.evaluation.files import evaluated_steps, items_file
 from perception_r1_jax.evaluation.items import Item, read_items
 from perception_r1_jax.evaluation.summary import pair_items
 from perception_r1_jax.records import FINISH_LENGTH
@@ -50,7 +49,7 @@ def pair_up(workdir: Workdir) -> BeforeAfter:
     split = workdir.setting("evaluation.split")
     if not split:
         raise MissingData("This run was not evaluated: its config.evaluation.split is empty.")
-    steps = _evaluated_steps(workdir.path / "eval", f"{split}-")
+    steps = evaluated_steps(workdir.path, split)
     if len(steps) < 2:
         found = ", ".join(f"eval/{split}-{step}.jsonl" for step in steps) or "none"
         raise MissingData(f"A comparison takes two evaluations, eval/{split}-STEP.jsonl; this run has {found}.")
@@ -61,8 +60,3 @@ def pair_up(workdir: Workdir) -> BeforeAfter:
         raise MissingData(f"The evaluations after steps {steps[0]} and {steps[-1]} cannot be used: {error}") from error
     later = {item.problem_id: item for item in after}
     return BeforeAfter(steps[-1], [(item, later[item.problem_id]) for item in before])
-
-
-def _evaluated_steps(folder: Path, prefix: str) -> list[int]:
-    names = (path.stem.removeprefix(prefix) for path in folder.glob("*.jsonl"))
-    return sorted(int(name) for name in names if name.isdecimal())

@@ -4,17 +4,10 @@ from __future__ import annotations
 
 import json
 
+from perception_r1_jax.evaluation.shown import percent as percent
+
 MINUS = "\u2212"
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-
-
-def percent(share: float) -> str:
-    """A share with one decimal place.
-
-    >>> percent(0.6254)
-    '62.5%'
-    """
-    return f"{100 * share:.1f}%"
 
 
 def points(difference: float) -> str:

@@ -77,13 +77,13 @@ class Workdir:
         Raises:
             UserError: there is no `run.json`, so this is no working directory, or it cannot be read.
         """
-        record = _read_json(path / "run.json")
+        record = read_json(path / "run.json")
         if not isinstance(record.get("config"), dict):
             raise UserError(f"{path} has no run.json with a config: give the working directory of a run.")
         return cls(
             path=path,
             record=record,
-            result=_read_json(path / "result.json"),
+            result=read_json(path / "result.json"),
             metrics=JsonLines(path / "metrics.jsonl", ["step"]),
             samples=JsonLines(path / "samples.jsonl", ["step", "problem_id", "sample", "response"]),
         )
@@ -100,7 +100,12 @@ class Workdir:
         return {file.path.name: file.broken for file in (self.metrics, self.samples) if file.broken}
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a run; empty where there is none.
+
+    Raises:
+        UserError: the file is no JSON.
+    """
     if not path.is_file():
         return {}
     try:

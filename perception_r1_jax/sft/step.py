@@ -15,7 +15,7 @@ from perception_r1_jax.grpo.micro_batches import split_axis
 from perception_r1_jax.models import ModelConfig, Params, cast_params
 from perception_r1_jax.records import PackedBatch
 from perception_r1_jax.sft.loss import summed_loss, summed_scores
-from perception_r1_jax.sharding import constrain, replicated
+from perception_r1_jax.sharding import constrain_batch, replicated
 from perception_r1_jax.training.state import TrainState, abstract_state, state_shardings, trained_params
 from perception_r1_jax.training.update import apply_gradients
 
@@ -54,8 +54,7 @@ def make_sft_step(
         tokens = jnp.maximum(jnp.sum(batch.loss_mask, dtype=jnp.float32), 1.0)
 
         def add_micro_batch(grads, rows):
-            rows = jax.tree.map(lambda x: constrain(x, ("batch",) + (None,) * (x.ndim - 1)), rows)
-            value, more = jax.value_and_grad(loss)(trained, state.params, rows, tokens)
+            value, more = jax.value_and_grad(loss)(trained, state.params, constrain_batch(rows), tokens)
             return jax.lax.with_sharding_constraint(jax.tree.map(jnp.add, grads, more), grad_shardings), value
 
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):

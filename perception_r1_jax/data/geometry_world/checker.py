@@ -12,8 +12,7 @@ from typing import Any
 
 from perception_r1_jax.data.geometry_world.facts import Fact, canonical
 from perception_r1_jax.data.geometry_world.language import Statement, read_fact, statements
-
-RIGHT, MISREAD, ABSENT = "right", "misread", "absent"
+from perception_r1_jax.evaluation.checker import ABSENT, MISREAD, RIGHT
 
 
 @dataclasses.dataclass(frozen=True)

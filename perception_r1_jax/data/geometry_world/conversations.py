@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import random
 from importlib import resources
 from pathlib import Path
@@ -13,9 +14,9 @@ from perception_r1_jax.data.geometry_world.facts import Fact, make_fact
 from perception_r1_jax.data.geometry_world.families import FAMILIES
 from perception_r1_jax.data.geometry_world.language import ask, deny, say, say_freely
 from perception_r1_jax.data.geometry_world.layout import Drawing
-from perception_r1_jax.data.geometry_world.problems import WorldProblem, make_problem, make_puzzle, respond
+from perception_r1_jax.data.geometry_world.problems import WorldProblem, make_problem, make_puzzle, respond, tell
 from perception_r1_jax.data.geometry_world.puzzle import LETTERS
-from perception_r1_jax.judge.prompts import JudgeRequest, load_prompt
+from perception_r1_jax.judge.prompts import JudgePrompt, JudgeRequest, load_prompt
 from perception_r1_jax.judge.template import answer_text
 from perception_r1_jax.records import IMAGE_MARKER, Conversation, Message
 
@@ -75,7 +76,7 @@ def _turns(task: str, problem: WorldProblem, rng: random.Random) -> list[tuple[s
         case "solve":
             return [(f"{problem.question} {INSTRUCTION}", problem.solution)]
         case "describe":
-            return [(DESCRIBE, " ".join(say_freely(fact, rng) for fact in rng.sample(shown, len(shown))))]
+            return [(DESCRIBE, " ".join(tell(shown, rng)))]
         case "read":
             return [(READ, _read(problem.drawing))]
         case _:
@@ -90,9 +91,14 @@ def judge_conversation(index: int, split: str = "train", seed: int = 0) -> Conve
     """Some annotations, a response that states some of them and others falsely, and the true verdicts."""
     case = judge_case(index, split, seed)
     verdicts = [int(reflected(annotation, case.response)) for annotation in case.annotations]
-    system, user = load_prompt(JUDGE_PROMPT).messages(case)
+    system, user = _judge_prompt().messages(case)
     messages = (*(Message(**message) for message in (system, user)), Message("assistant", answer_text(verdicts)))
     return Conversation(f"judge-{seed}/{split}/{index}", (), messages)
+
+
+@functools.cache
+def _judge_prompt() -> JudgePrompt:
+    return load_prompt(JUDGE_PROMPT)
 
 
 def judge_case(index: int, split: str = "train", seed: int = 0) -> JudgeRequest:

@@ -11,6 +11,11 @@ from perception_r1_jax.data.geometry_world.facts import Fact
 Point = tuple[float, float]
 
 
+def between(start: Point, end: Point, share: float = 0.5) -> Point:
+    """The point that lies this share of the way from one to the other."""
+    return start[0] + share * (end[0] - start[0]), start[1] + share * (end[1] - start[1])
+
+
 @dataclasses.dataclass(frozen=True)
 class Figure:
     """A figure in coordinates of its own; layout.py turns and scales it.

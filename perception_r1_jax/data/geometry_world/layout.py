@@ -7,7 +7,7 @@ import itertools
 import math
 import random
 
-from perception_r1_jax.data.geometry_world.figure import Figure, Point
+from perception_r1_jax.data.geometry_world.figure import Figure, Point, between
 
 SIDE = 112
 """Pixels of a picture's side: one attention window of the vision tower."""
@@ -101,10 +101,6 @@ def _move(start: Point, direction: Point, distance: float) -> Point:
     return start[0] + distance * direction[0], start[1] + distance * direction[1]
 
 
-def _between(start: Point, end: Point, share: float = 0.5) -> Point:
-    return start[0] + share * (end[0] - start[0]), start[1] + share * (end[1] - start[1])
-
-
 def _beside_point(figure: Figure, letter: str) -> Point:
     """Off the point, in the middle of the widest gap between the lines that leave it."""
     at = figure.points
@@ -135,7 +131,7 @@ def _bearing(start: Point, end: Point) -> float:
 def _beside_segment(figure: Figure, name: str) -> Point:
     """Off the middle of the segment, on the side where the figure is not."""
     start, end = figure.points[name[0]], figure.points[name[1]]
-    middle, (dx, dy) = _between(start, end), _direction(start, end)
+    middle, (dx, dy) = between(start, end), _direction(start, end)
     inside = [sum(axis) / len(figure.points) for axis in zip(*figure.points.values())]
     outward = 1 if (inside[0] - middle[0]) * -dy + (inside[1] - middle[1]) * dx <= 0 else -1
     return _move(middle, (-dy * outward, dx * outward), 0.5 * FONT + 0.35 * FONT * abs(dy) + 1)
@@ -171,7 +167,7 @@ def _ticks(at: dict[str, Point], name: str, count: int) -> list[Line]:
     start, end = at[name[0]], at[name[1]]
     along = _direction(start, end)
     across = (-along[1], along[0])
-    middles = [_move(_between(start, end), along, 3.0 * (k - (count - 1) / 2)) for k in range(count)]
+    middles = [_move(between(start, end), along, 3.0 * (k - (count - 1) / 2)) for k in range(count)]
     return [(_move(middle, across, -MARK), _move(middle, across, MARK)) for middle in middles]
 
 
@@ -180,7 +176,7 @@ def _arrows(at: dict[str, Point], name: str, count: int) -> list[Line]:
     start, end = sorted((at[name[0]], at[name[1]]))
     along = _direction(start, end)
     across = (-along[1], along[0])
-    tips = [_move(_between(start, end), along, 4.0 * k) for k in range(count)]
+    tips = [_move(between(start, end), along, 4.0 * k) for k in range(count)]
     backs = [[_move(_move(tip, along, -MARK), across, side * MARK) for side in (-1, 1)] for tip in tips]
     return [(tip, back) for tip, pair in zip(tips, backs) for back in pair]
 

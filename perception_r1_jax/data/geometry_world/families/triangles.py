@@ -6,7 +6,7 @@ import math
 import random
 
 from perception_r1_jax.data.geometry_world import facts
-from perception_r1_jax.data.geometry_world.figure import Figure, Point
+from perception_r1_jax.data.geometry_world.figure import Figure, Point, between
 from perception_r1_jax.data.geometry_world.puzzle import Puzzle, draw_letters
 
 TRIPLES = ((3, 4, 5), (6, 8, 10), (5, 12, 13), (9, 12, 15), (8, 15, 17), (12, 16, 20), (15, 20, 25), (20, 21, 29))
@@ -98,7 +98,7 @@ def similar_triangles(rng: random.Random) -> Puzzle:
     a, b, c, d, e = draw_letters(rng, 5)
     ratio, upper, other = rng.randint(2, 4), rng.randint(2, 9), rng.randint(2, 9)
     corners = _corners(b, c, a, rng.randint(50, 70), rng.randint(50, 70))
-    points = corners | {d: _on(corners[a], corners[b], 0.48), e: _on(corners[a], corners[c], 0.48)}
+    points = corners | {d: between(corners[a], corners[b], 0.48), e: between(corners[a], corners[c], 0.48)}
     given = {a + d: upper, d + b: ratio * upper, a + e: other}
     return Puzzle(
         Figure(points, (a + b, b + c, c + a, d + e), lengths=given, parallel=((d + e, b + c),)),
@@ -133,10 +133,6 @@ def _corners(a: str, b: str, c: str, at_a: float, at_b: float) -> dict[str, Poin
     left, right = math.radians(at_a), math.radians(at_b)
     reach = math.sin(right) / math.sin(left + right)
     return {a: (0.0, 0.0), b: (1.0, 0.0), c: (reach * math.cos(left), reach * math.sin(left))}
-
-
-def _on(start: Point, end: Point, share: float) -> Point:
-    return start[0] + share * (end[0] - start[0]), start[1] + share * (end[1] - start[1])
 
 
 def _sometimes(rng: random.Random, side: str) -> dict[str, int]:
