@@ -8,7 +8,7 @@ from perception_r1_jax.sft.config import sft_config
 def get_config() -> ConfigDict:
     """A small model, short rows."""
     config = sft_config()
-    config.steps = 4000  # some 70 conversations each
+    config.steps = 3000  # some 70 conversations each
 
     config.data.path = "geometry_world:policy"  # drawn as they are needed, no two alike
 

@@ -13,7 +13,7 @@ from configs import mini_sft_policy
 def get_config() -> ConfigDict:
     """As the second stage, with shorter conversations."""
     config = mini_sft_policy.get_config()
-    config.steps = 1500  # some 90 conversations each
+    config.steps = 1000  # some 90 conversations each
     config.data.path = "geometry_world:reading"  # drawn as they are needed, no two alike
     config.model.path = "runs/mini_sft/policy_start"  # random weights, of the embedded policy's shapes
     config.sft.row_windows = 6  # a picture is one window, and five or six conversations make a row

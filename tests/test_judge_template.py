@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import transformers
 
+from perception_r1_jax.assets import SMALL_TOKENIZER
 from perception_r1_jax.errors import UserError
 from perception_r1_jax.judge.template import answer_template, answer_text
 from perception_r1_jax.judge.verdicts import parse_verdicts
-from perception_r1_jax.weights.random_checkpoint import SMALL_TOKENIZER
 
 
 @pytest.fixture(scope="module", params=["own", "qwen"])

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 
-import perception_r1_jax
+from perception_r1_jax.assets import SMALL_TOKENIZER
 from perception_r1_jax.processing.chat import ChatEncoder, read_chat_template
 from perception_r1_jax.processing.tokenizer import load_tokenizer
 
-SMALL_TOKENIZER = Path(perception_r1_jax.__file__).parent / "assets" / "tokenizer"
 MESSAGES = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "  \n\n How long is AB?\n"},

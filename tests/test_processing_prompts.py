@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import perception_r1_jax
+from perception_r1_jax.assets import SMALL_TOKENIZER
 from perception_r1_jax.data.errors import DroppedProblem
 from perception_r1_jax.processing import Processor, PromptTooLong
 from perception_r1_jax.processing.contents import user_content
@@ -21,7 +21,6 @@ from perception_r1_jax.processing.tokenizer import VISION_TOKENS, load_tokenizer
 from perception_r1_jax.records import Conversation, Message, Problem
 from tests.test_processing_images import PREPROCESSOR
 
-SMALL_TOKENIZER = Path(perception_r1_jax.__file__).parent / "assets" / "tokenizer"
 TEXT_CONFIG = {
     "model_type": "qwen2",
     "vocab_size": 2000,

@@ -15,13 +15,13 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import debug
+from perception_r1_jax.assets import SMALL_TOKENIZER
 from perception_r1_jax.errors import UserError
 from perception_r1_jax.models import load_config
 from perception_r1_jax.sharding import make_mesh
 from perception_r1_jax.training import loop, setup
 from perception_r1_jax.training.setup import prepare
 from perception_r1_jax.weights import export_huggingface, load_params
-from perception_r1_jax.weights.random_checkpoint import SMALL_TOKENIZER
 from tests import parity
 
 

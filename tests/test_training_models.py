@@ -7,12 +7,12 @@ import shutil
 
 import pytest
 
+from perception_r1_jax.assets import SMALL_TOKENIZER
 from perception_r1_jax.errors import UserError
 from perception_r1_jax.models import load_config
 from perception_r1_jax.processing import Processor
 from perception_r1_jax.training.models import keep_side_files, prepare_model
 from perception_r1_jax.weights import CheckpointError, locate_model
-from perception_r1_jax.weights.random_checkpoint import SMALL_TOKENIZER
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import transformers
 
+from perception_r1_jax.assets import SMALL_TOKENIZER
 from perception_r1_jax.models import load_config
 from perception_r1_jax.weights.names import hf_tensors, nested_name
-from perception_r1_jax.weights.random_checkpoint import SMALL_TOKENIZER, write_random_checkpoint
+from perception_r1_jax.weights.random_checkpoint import write_random_checkpoint
 from perception_r1_jax.weights.safetensors_io import stored_tensors, weight_files
 from perception_r1_jax.weights.side_files import PREPROCESSOR_FILE
 

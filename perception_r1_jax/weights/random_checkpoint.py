@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import transformers
 
+from perception_r1_jax.assets import SMALL_TOKENIZER
 from perception_r1_jax.errors import UserError
 from perception_r1_jax.models import load_config
 from perception_r1_jax.processing.tokenizer import read_json
@@ -29,7 +29,6 @@ from perception_r1_jax.weights.side_files import (
     write_json,
 )
 
-SMALL_TOKENIZER = Path(str(resources.files("perception_r1_jax"))) / "assets" / "tokenizer"
 INITIALIZER_RANGE = 0.02
 VECTOR_SPREAD = 0.2
 VOCAB_MULTIPLE = 64

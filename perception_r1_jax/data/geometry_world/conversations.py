@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import random
-from importlib import resources
-from pathlib import Path
 
+from perception_r1_jax.assets import MINI_JUDGE_PROMPT
 from perception_r1_jax.data.geometry_world.checker import reflected
 from perception_r1_jax.data.geometry_world.draw import render
 from perception_r1_jax.data.geometry_world.facts import Fact, make_fact
@@ -30,9 +29,6 @@ PROBES = 3
 
 LEFT_OUT = 0.7
 """Share of the first pictures that show only up to three of their texts, and of those that show no lines."""
-
-JUDGE_PROMPT = Path(str(resources.files("perception_r1_jax"))) / "assets" / "mini" / "judge_prompt.json"
-"""How the small judge is asked, in training and in use (`config.judge.prompt`)."""
 
 CUT = 0.05
 """Share of the judge's responses that break off somewhere."""
@@ -98,7 +94,7 @@ def judge_conversation(index: int, split: str = "train", seed: int = 0) -> Conve
 
 @functools.cache
 def _judge_prompt() -> JudgePrompt:
-    return load_prompt(JUDGE_PROMPT)
+    return load_prompt(MINI_JUDGE_PROMPT)
 
 
 def judge_case(index: int, split: str = "train", seed: int = 0) -> JudgeRequest:

@@ -17,6 +17,9 @@ FONT = 11
 
 MARGIN = 14
 ATTEMPTS = 12
+TURN = 30
+"""Degrees that a figure is turned at most to either side: as in a textbook, what is drawn below stays below."""
+
 GRID = 7
 """Letters and numbers stand on a grid of so many pixels, half a patch: a small model then needs fewer examples."""
 
@@ -39,7 +42,7 @@ class Drawing:
 
 
 def lay_out(figure: Figure, rng: random.Random) -> Drawing | None:
-    """The figure turned and sized at random; None where no attempt leaves all texts free of each other and of lines."""
+    """The figure turned, mirrored and sized at random; None where no attempt keeps all texts free of one another."""
     for _ in range(ATTEMPTS):
         drawing = _draw(_fit(figure, rng))
         if _readable(drawing):
@@ -48,10 +51,10 @@ def lay_out(figure: Figure, rng: random.Random) -> Drawing | None:
 
 
 def _fit(figure: Figure, rng: random.Random) -> Figure:
-    """Turned, mirrored, scaled and moved to lie inside the margins."""
-    turn, flip = rng.uniform(0, 2 * math.pi), rng.choice((-1, 1))
+    """Turned, mirrored, scaled and moved to lie inside the margins. A figure's y rises, a picture's falls."""
+    turn, flip = math.radians(rng.uniform(-TURN, TURN)), rng.choice((-1, 1))
     turned = {
-        letter: (flip * (x * math.cos(turn) - y * math.sin(turn)), x * math.sin(turn) + y * math.cos(turn))
+        letter: (flip * (x * math.cos(turn) - y * math.sin(turn)), -(x * math.sin(turn) + y * math.cos(turn)))
         for letter, (x, y) in figure.points.items()
     }
     extent = list(turned.values())

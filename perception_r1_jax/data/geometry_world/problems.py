@@ -28,7 +28,7 @@ _OWNERS = [split for split, share in SHARES.items() for _ in range(share)]
 SIZES = {"train": 2000, "val": 400, "test": 400}
 """How many problems a split has where nobody says otherwise."""
 
-IN_TEXT = 0.2
+IN_TEXT = 0.15
 """Share of problems whose question tells all that the picture shows: they can be solved without looking."""
 
 WITH_CHOICES = 0.4

@@ -9,14 +9,18 @@ from perception_r1_jax.data.geometry_world import facts
 from perception_r1_jax.data.geometry_world.figure import Figure, Point
 from perception_r1_jax.data.geometry_world.puzzle import Puzzle, draw_letters
 
+AT_CENTER = "The angle at the center is twice the angle at the circle."
+
 
 def on_diameter(rng: random.Random) -> Puzzle:
-    """A triangle over a diameter: one of its angles is given, another is asked for."""
+    """A triangle over a diameter: one of its angles is given, another or the one at the center is asked for."""
     a, b, c, o = draw_letters(rng, 4)
     degrees = rng.randint(25, 65)
+    at_center = rng.random() < 0.5
+    asked, answer = (b + o + c, 2 * degrees) if at_center else (a + b + c, 90 - degrees)
     figure = Figure(
         {o: (0, 0), a: (-1, 0), b: (1, 0), c: _at(2 * degrees)},
-        (a + b, b + c, c + a),
+        (a + b, b + c, c + a, o + c),
         circle=(o, 1.0),
         angles={c + a + b: degrees},
         diameters=(a + b,),
@@ -24,11 +28,11 @@ def on_diameter(rng: random.Random) -> Puzzle:
     return Puzzle(
         figure,
         needed=(facts.diameter(a + b), facts.angle(c + a + b, degrees)),
-        questions=(f"Find the measure of angle {a}{b}{c}.",),
-        reason="The angle over a diameter is 90 degrees.",
-        steps=(f"90 - {degrees} = {90 - degrees}",),
-        answer=90 - degrees,
-        result=facts.angle(a + b + c, 90 - degrees),
+        questions=(f"Find the measure of angle {asked}.",),
+        reason=AT_CENTER if at_center else "The angle over a diameter is 90 degrees.",
+        steps=(f"2 * {degrees} = {answer}" if at_center else f"90 - {degrees} = {answer}",),
+        answer=answer,
+        result=facts.angle(asked, answer),
     )
 
 
@@ -45,7 +49,7 @@ def inscribed_angle(rng: random.Random) -> Puzzle:
         Figure(points, (o + a, o + b, c + a, c + b), circle=(o, 1.0), angles={given: values[given]}),
         needed=(facts.center(o), facts.angle(given, values[given])),
         questions=(f"Find the measure of angle {asked}.",),
-        reason="The angle at the center is twice the angle at the circle.",
+        reason=AT_CENTER,
         steps=(step,),
         answer=values[asked],
         result=facts.angle(asked, values[asked]),

@@ -1,4 +1,4 @@
-"""Lines: parts of a segment, and the angles where two lines cross."""
+"""Lines: parts of a segment, and the angles where two lines cross or meet parallels."""
 
 from __future__ import annotations
 
@@ -49,4 +49,25 @@ def crossing_lines(rng: random.Random) -> Puzzle:
         steps=() if opposite else (f"180 - {degrees} = {answer}",),
         answer=answer,
         result=facts.angle(asked, answer),
+    )
+
+
+def between_parallels(rng: random.Random) -> Puzzle:
+    """A line joins two parallels that leave it to opposite sides, or to one: its angle with one of them is given."""
+    a, b, c, d = draw_letters(rng, 4)
+    degrees = rng.choice((rng.randint(50, 84), rng.randint(96, 130)))
+    opposite = rng.random() < 0.5
+    answer = degrees if opposite else 180 - degrees
+    x, y = (-0.9 * math.cos(math.radians(degrees)), -0.9 * math.sin(math.radians(degrees)))
+    points = {a: (-1.0, 0.0), b: (0.0, 0.0), c: (x, y), d: (x + (1.0 if opposite else -1.0), y)}
+    return Puzzle(
+        Figure(points, (a + b, b + c, c + d), angles={a + b + c: degrees}, parallel=((a + b, c + d),)),
+        needed=(facts.parallel(a + b, c + d), facts.angle(a + b + c, degrees)),
+        questions=(f"Find the measure of angle {b + c + d}.",),
+        reason="Alternate angles between parallels are equal."
+        if opposite
+        else "Angles on one side between parallels add up to 180 degrees.",
+        steps=() if opposite else (f"180 - {degrees} = {answer}",),
+        answer=answer,
+        result=facts.angle(b + c + d, answer),
     )

@@ -11,21 +11,19 @@ from perception_r1_jax.data.geometry_world.puzzle import Puzzle, draw_letters
 
 
 def parallelogram_sides(rng: random.Random) -> Puzzle:
-    """Two sides are given, the perimeter is asked for."""
+    """Two neighbouring sides are given, the one opposite to one of them is asked for."""
     a, b, c, d = draw_letters(rng, 4)
-    first, second = rng.randint(3, 29), rng.randint(3, 29)
-    given = {rng.choice((a + b, d + c)): first, rng.choice((b + c, a + d)): second}
+    first, second = rng.sample(range(3, 30), 2)
+    pairs = rng.sample(((a + b, d + c), (b + c, a + d)), 2)
+    (given, asked), (other, _) = (rng.sample(pair, 2) for pair in pairs)
     return Puzzle(
-        _figure((a, b, c, d), rng.randint(55, 85), lengths=given),
-        needed=(
-            facts.parallel(a + b, d + c),
-            facts.parallel(a + d, b + c),
-            *(facts.length(name, value) for name, value in given.items()),
-        ),
-        questions=(f"Find the perimeter of {a}{b}{c}{d}.", "Find the perimeter of the parallelogram."),
+        _figure((a, b, c, d), rng.randint(55, 85), lengths={given: first, other: second}),
+        needed=(facts.length(given, first),),
+        questions=(f"In parallelogram {a}{b}{c}{d}, find the length of {asked}.",),
         reason="Opposite sides of a parallelogram are equal.",
-        steps=(f"{first} + {second} = {first + second}", f"2 * {first + second} = {2 * (first + second)}"),
-        answer=2 * (first + second),
+        steps=(),
+        answer=first,
+        result=facts.length(asked, first),
     )
 
 
@@ -33,13 +31,13 @@ def parallelogram_angles(rng: random.Random) -> Puzzle:
     """One angle is given, a neighbour or the opposite one is asked for."""
     a, b, c, d = draw_letters(rng, 4)
     degrees = rng.choice((rng.randint(50, 84), rng.randint(96, 130)))
-    opposite = rng.random() < 0.3
+    opposite = rng.random() < 0.5
     asked = b + c + d if opposite else a + b + c
     answer = degrees if opposite else 180 - degrees
     return Puzzle(
         _figure((a, b, c, d), degrees, angles={d + a + b: degrees}),
-        needed=(facts.parallel(a + b, d + c), facts.parallel(a + d, b + c), facts.angle(d + a + b, degrees)),
-        questions=(f"Find the measure of angle {asked}.",),
+        needed=(facts.angle(d + a + b, degrees),),
+        questions=(f"In parallelogram {a}{b}{c}{d}, find the measure of angle {asked}.",),
         reason=f"{'Opposite' if opposite else 'Neighbouring'} angles of a parallelogram "
         + ("are equal." if opposite else "add up to 180 degrees."),
         steps=() if opposite else (f"180 - {degrees} = {answer}",),

@@ -1,4 +1,4 @@
-"""Triangles: angle sums, isosceles, right and similar triangles, perimeters."""
+"""Triangles: angle sums, isosceles, right and similar triangles, unequal sides."""
 
 from __future__ import annotations
 
@@ -111,20 +111,22 @@ def similar_triangles(rng: random.Random) -> Puzzle:
     )
 
 
-def perimeter(rng: random.Random) -> Puzzle:
-    """Three sides to add."""
+def unequal_sides(rng: random.Random) -> Puzzle:
+    """Three sides are given, the difference of two of them is asked for."""
     a, b, c = draw_letters(rng, 3)
-    first, second = rng.randint(5, 29), rng.randint(5, 29)
+    first, second = rng.sample(range(5, 30), 2)
     third = rng.randint(abs(first - second) + 2, min(first + second - 2, 39))
     names = (a + b, b + c, c + a)
     given = dict(zip(names, (first, second, third)))
+    longer, shorter = sorted(names[:2], key=given.get, reverse=True)
+    large, small = given[longer], given[shorter]
     return Puzzle(
         Figure(_corners(a, b, c, rng.randint(40, 75), rng.randint(40, 75)), names, lengths=given),
-        needed=tuple(facts.length(name, value) for name, value in given.items()),
-        questions=(f"Find the perimeter of triangle {a}{b}{c}.", "Find the perimeter of the triangle."),
-        reason="The perimeter is the sum of the sides.",
-        steps=(f"{first} + {second} = {first + second}", f"{first + second} + {third} = {first + second + third}"),
-        answer=first + second + third,
+        needed=(facts.length(longer, large), facts.length(shorter, small)),
+        questions=(f"How much longer is {longer} than {shorter}?",),
+        reason="The difference is the longer side less the shorter side.",
+        steps=(f"{large} - {small} = {large - small}",),
+        answer=large - small,
     )
 
 
