@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 
+from perception_r1_jax.data.geometry_world import facts
 from perception_r1_jax.data.geometry_world.facts import Fact
 from perception_r1_jax.data.geometry_world.figure import Figure
 
@@ -37,3 +38,19 @@ class Puzzle:
 def draw_letters(rng: random.Random, count: int) -> list[str]:
     """Names for points, all unlike. I and O look like numbers and are left out."""
     return rng.sample(LETTERS, count)
+
+
+def puzzle_of_two_angles(
+    figure: Figure, needed: tuple[Fact, ...], question: str, asked: str, degrees: int, equal: bool, reason: str
+) -> Puzzle:
+    """The angle `asked` for is as large as the one given (`degrees`), or makes 180 degrees with it."""
+    answer = degrees if equal else 180 - degrees
+    return Puzzle(
+        figure,
+        needed=needed,
+        questions=(question,),
+        reason=reason,
+        steps=() if equal else (f"180 - {degrees} = {answer}",),
+        answer=answer,
+        result=facts.angle(asked, answer),
+    )

@@ -8,7 +8,7 @@ import random
 
 from perception_r1_jax.data.geometry_world import facts
 from perception_r1_jax.data.geometry_world.figure import Figure
-from perception_r1_jax.data.geometry_world.puzzle import Puzzle, draw_letters
+from perception_r1_jax.data.geometry_world.puzzle import Puzzle, draw_letters, puzzle_of_two_angles
 
 
 def parts_of_segment(rng: random.Random) -> Puzzle:
@@ -40,15 +40,14 @@ def crossing_lines(rng: random.Random) -> Puzzle:
     points = {a: (-1.0, 0.0), b: (1.0, 0.0), c: (-x, -y), d: (x, y), e: (0.0, 0.0)}
     opposite = rng.random() < 0.4
     asked = b + e + d if opposite else c + e + b
-    answer = degrees if opposite else 180 - degrees
-    return Puzzle(
+    return puzzle_of_two_angles(
         Figure(points, (a + b, c + d), angles={a + e + c: degrees}),
         needed=(facts.angle(a + e + c, degrees),),
-        questions=(f"Find the measure of angle {asked}.",),
+        question=f"Find the measure of angle {asked}.",
+        asked=asked,
+        degrees=degrees,
+        equal=opposite,
         reason="Opposite angles are equal." if opposite else "Neighbouring angles add up to 180 degrees.",
-        steps=() if opposite else (f"180 - {degrees} = {answer}",),
-        answer=answer,
-        result=facts.angle(asked, answer),
     )
 
 
@@ -57,17 +56,17 @@ def between_parallels(rng: random.Random) -> Puzzle:
     a, b, c, d = draw_letters(rng, 4)
     degrees = rng.choice((rng.randint(50, 84), rng.randint(96, 130)))
     opposite = rng.random() < 0.5
-    answer = degrees if opposite else 180 - degrees
+    asked = b + c + d
     x, y = (-0.9 * math.cos(math.radians(degrees)), -0.9 * math.sin(math.radians(degrees)))
     points = {a: (-1.0, 0.0), b: (0.0, 0.0), c: (x, y), d: (x + (1.0 if opposite else -1.0), y)}
-    return Puzzle(
+    return puzzle_of_two_angles(
         Figure(points, (a + b, b + c, c + d), angles={a + b + c: degrees}, parallel=((a + b, c + d),)),
         needed=(facts.parallel(a + b, c + d), facts.angle(a + b + c, degrees)),
-        questions=(f"Find the measure of angle {b + c + d}.",),
+        question=f"Find the measure of angle {asked}.",
+        asked=asked,
+        degrees=degrees,
+        equal=opposite,
         reason="Alternate angles between parallels are equal."
         if opposite
         else "Angles on one side between parallels add up to 180 degrees.",
-        steps=() if opposite else (f"180 - {degrees} = {answer}",),
-        answer=answer,
-        result=facts.angle(b + c + d, answer),
     )

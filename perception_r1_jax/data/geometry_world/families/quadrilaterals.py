@@ -7,7 +7,7 @@ import random
 
 from perception_r1_jax.data.geometry_world import facts
 from perception_r1_jax.data.geometry_world.figure import Figure, Point
-from perception_r1_jax.data.geometry_world.puzzle import Puzzle, draw_letters
+from perception_r1_jax.data.geometry_world.puzzle import Puzzle, draw_letters, puzzle_of_two_angles
 
 
 def parallelogram_sides(rng: random.Random) -> Puzzle:
@@ -33,16 +33,16 @@ def parallelogram_angles(rng: random.Random) -> Puzzle:
     degrees = rng.choice((rng.randint(50, 84), rng.randint(96, 130)))
     opposite = rng.random() < 0.5
     asked = b + c + d if opposite else a + b + c
-    answer = degrees if opposite else 180 - degrees
-    return Puzzle(
+    return puzzle_of_two_angles(
         _figure((a, b, c, d), degrees, angles={d + a + b: degrees}),
         needed=(facts.angle(d + a + b, degrees),),
-        questions=(f"In parallelogram {a}{b}{c}{d}, find the measure of angle {asked}.",),
-        reason=f"{'Opposite' if opposite else 'Neighbouring'} angles of a parallelogram "
-        + ("are equal." if opposite else "add up to 180 degrees."),
-        steps=() if opposite else (f"180 - {degrees} = {answer}",),
-        answer=answer,
-        result=facts.angle(asked, answer),
+        question=f"In parallelogram {a}{b}{c}{d}, find the measure of angle {asked}.",
+        asked=asked,
+        degrees=degrees,
+        equal=opposite,
+        reason="Opposite angles of a parallelogram are equal."
+        if opposite
+        else "Neighbouring angles of a parallelogram add up to 180 degrees.",
     )
 
 
