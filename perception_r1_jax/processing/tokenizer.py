@@ -47,10 +47,12 @@ def load_tokenizer(directory: Path, vocab_size: int) -> Any:
         missing = [name for name in ("vocab.json", "merges.txt") if not (directory / name).is_file()]
         if missing:
             raise FileNotFoundError(f"{directory} has neither tokenizer.json nor {' and '.join(missing)}.")
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    # By the model's type `AutoTokenizer` may choose a class that replaces what tokenizer.json says by rules of its own.
+    reader = PreTrainedTokenizerFast if (directory / "tokenizer.json").is_file() else AutoTokenizer
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        tokenizer = reader.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # A damaged file shows as anything from a JSON to a Rust error.
         raise UserError(f"the tokenizer of {directory} cannot be read: {error}") from error
     if tokenizer.pad_token_id is None:
