@@ -41,9 +41,8 @@ mini-models: $(READY)
 		--preprocessor_overrides configs/mini_preprocessor.json --out $(MINI_SFT)/policy_start
 	$(BIN)/python scripts/make_random_checkpoint.py --family qwen2 --scale 3 --spread 0 \
 		--tokenizer $(MINI_SFT)/tokenizer --config_overrides configs/mini_judge.json --out $(MINI_SFT)/judge_start
-	$(BIN)/python scripts/sft.py --config configs/mini_sft_reading.py --workdir $(MINI_SFT)/reading
-	$(BIN)/python scripts/sft.py --config configs/mini_sft_policy.py --workdir $(MINI_SFT)/policy
-	$(BIN)/python scripts/sft.py --config configs/mini_sft_judge.py --workdir $(MINI_SFT)/judge
+	for stage in reading policy judge_numbers judge_names judge_facts judge; do \
+		$(BIN)/python scripts/sft.py --config configs/mini_sft_$$stage.py --workdir $(MINI_SFT)/$$stage || exit 1; done
 	for model in policy judge; do \
 		$(BIN)/python -m tools.convert_weights.jax_to_hf --checkpoint $(MINI_SFT)/$$model \
 			--out $(MINI_SFT)/hf/$$model --dtype bfloat16 || exit 1; done

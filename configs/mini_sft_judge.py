@@ -1,17 +1,15 @@
-"""How the embedded judge was made: from random weights, on requests and verdicts. `make mini-models` runs it."""
+"""How the embedded judge was made, fourth stage: judging whole responses. `make mini-models` runs it."""
 
 from ml_collections import ConfigDict
 
-from configs import mini_sft_policy
+from configs import mini_sft_judge_facts
 
 
 def get_config() -> ConfigDict:
-    """As the policy, without pictures and with longer rows."""
-    config = mini_sft_policy.get_config()
-    config.steps = 6000  # steps
-    config.data.path = "geometry_world:judge"  # drawn as they are needed, no two alike
-    config.model.path = "runs/mini_sft/judge_start"  # random weights, of the embedded judge's shapes
-    config.sft.row_tokens = 512  # a few conversations
-    config.sft.row_windows = 0  # no pictures
-    config.sft.rows_per_step = 16  # rows
+    """As the stages before it, with larger batches."""
+    config = mini_sft_judge_facts.get_config()
+    config.steps = 2500  # some 50 conversations each
+    config.data.path = "geometry_world:judge"  # several facts, whole responses
+    config.model.path = "runs/mini_sft/judge_facts"  # what configs/mini_sft_judge_facts.py made
+    config.sft.rows_per_step = 8  # rows
     return config

@@ -77,6 +77,7 @@ def get_config() -> ConfigDict:
     config.grpo.micro_batch_samples = 1  # one row of up to 8,192 tokens a device
     config.grpo.log_prob_chunk = 256  # ours: 256 positions of a row have 152,064 float32 logits each, 156 MB
 
+    config.optimizer.name = "adamw"  # theirs
     config.optimizer.learning_rate = 1e-6  # after warm-up
     config.optimizer.schedule = "constant"  # theirs
     config.optimizer.warmup_fraction = 0.05  # 13 steps

@@ -22,9 +22,14 @@ from perception_r1_jax.judge.template import MODES
 from perception_r1_jax.models import REMAT_POLICIES
 from perception_r1_jax.rewards.accuracy import FIDELITIES
 from perception_r1_jax.rewards.failures import POLICIES
-from perception_r1_jax.training.optimizer import SCHEDULES
+from perception_r1_jax.training.optimizer import OPTIMIZERS, SCHEDULES
 
-PAPER = {"judge.mode": "free", "judge.on_failure": "abort", "grpo.aggregation": "micro_batch_mean"}
+PAPER = {
+    "judge.mode": "free",
+    "judge.on_failure": "abort",
+    "grpo.aggregation": "micro_batch_mean",
+    "optimizer.name": "adamw",
+}
 """What `fidelity="paper"` sets, whatever a config says. The rest of the switch is in the code that reads `fidelity`."""
 
 CHOICES = {
@@ -35,6 +40,7 @@ CHOICES = {
     "judge.on_failure": POLICIES,
     "grpo.aggregation": AGGREGATIONS,
     "grpo.kl_estimator": KL_ESTIMATORS,
+    "optimizer.name": OPTIMIZERS,
     "optimizer.schedule": SCHEDULES,
 }
 """Fields that take one of a few words."""
@@ -161,12 +167,13 @@ def default_config() -> ConfigDict:
     config.grpo.micro_batch_samples = 8  # responses to each of them
     config.grpo.log_prob_chunk = 256  # positions of each row whose logits exist at a time
 
-    config.optimizer = ConfigDict()  # AdamW
+    config.optimizer = ConfigDict()  # what becomes of a gradient
+    config.optimizer.name = "adamw"  # or muon: for the matrices of the layers, with AdamW for the rest
     config.optimizer.learning_rate = 1e-6  # after warm-up
     config.optimizer.schedule = "constant"  # from there on; or cosine: down to a tenth at the last step
     config.optimizer.warmup_fraction = 0.05  # share of all steps over which the rate rises to its value
     config.optimizer.b1 = 0.9  # decay of the mean of gradients
-    config.optimizer.b2 = 0.999  # decay of the mean of their squares
+    config.optimizer.b2 = 0.999  # decay of the mean of their squares (AdamW)
     config.optimizer.eps = 1e-8  # added to the root of the latter
     config.optimizer.weight_decay = 1e-3  # times the learning rate: the share that a matrix loses in a step
     config.optimizer.max_grad_norm = 1.0  # a gradient with a larger norm over all parameters is scaled down to it

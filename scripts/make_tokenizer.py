@@ -24,7 +24,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from perception_r1_jax.data.geometry_world.conversations import judge_conversation, policy_conversation
+from perception_r1_jax.assets import MINI_JUDGE_PROMPT
+from perception_r1_jax.data.geometry_world.checker import reflected
+from perception_r1_jax.data.geometry_world.conversations import judge_case, policy_conversation
+from perception_r1_jax.data.key_info import format_key_info
+from perception_r1_jax.judge.prompts import load_prompt
+from perception_r1_jax.judge.template import answer_text
 from perception_r1_jax.records import IMAGE_MARKER
 
 SENTENCES = 6000
@@ -127,10 +132,14 @@ def draw_sentences(seed: int = 0) -> Iterator[str]:
 
 def draw_world(seed: int = 0) -> Iterator[str]:
     """Draws what policy and judge of the world hear and say."""
+    system = load_prompt(MINI_JUDGE_PROMPT).system
     for index in range(CONVERSATIONS):
         yield from ("system\n", "You are a helpful assistant.", "user\n", "assistant\n")  # of the chat template
-        for conversation in (policy_conversation(index, seed=seed), judge_conversation(index, seed=seed)):
-            yield from (message.content.replace(IMAGE_MARKER, "") for message in conversation.messages)
+        for message in policy_conversation(index, seed=seed).messages:
+            yield message.content.replace(IMAGE_MARKER, "")
+        case = judge_case(index, seed=seed)
+        verdicts = [int(reflected(annotation, case.response)) for annotation in case.annotations]
+        yield from (system, f"{format_key_info(case.annotations)}\n{case.response}", answer_text(verdicts))
 
 
 @dataclasses.dataclass(frozen=True)

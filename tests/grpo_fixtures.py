@@ -40,6 +40,7 @@ def run_config(**overrides) -> ConfigDict:
                 "log_prob_chunk": 4,
             },
             "optimizer": {
+                "name": "adamw",
                 "learning_rate": 1e-2,
                 "schedule": "constant",
                 "warmup_fraction": 0.0,

@@ -5,13 +5,18 @@ from __future__ import annotations
 import random
 import re
 
+import pytest
+
 from perception_r1_jax.data.geometry_world import checker, facts, make_problem
 from perception_r1_jax.data.geometry_world.conversations import (
     READ,
     TASKS,
+    fact_conversation,
     judge_case,
     judge_conversation,
     misread,
+    name_conversation,
+    number_conversation,
     policy_conversation,
     reading_conversation,
 )
@@ -55,10 +60,44 @@ def test_first_pictures_mostly_show_few_texts_and_the_answer_names_those_that_ar
     assert any(len(answer) > 4 for answer in answers)
 
 
-def test_the_verdicts_are_those_of_the_checker():
-    for index, case in enumerate(CASES[:50]):
-        said = re.findall(r"<info\d+>([01])</info\d+>", judge_conversation(index).messages[-1].content)
-        assert [bool(int(v)) for v in said] == [checker.reflected(a, case.response) for a in case.annotations]
+JUDGE_STAGES = [number_conversation, name_conversation, fact_conversation, judge_conversation]
+
+
+def request_and_verdicts(conversation):
+    """The response, the annotations and the verdicts of a judge's conversation."""
+    response, _, annotations = conversation.messages[1].content.partition("\n<info1>")
+    listed = re.findall(r"<info\d+>(.*)</info\d+>", f"<info1>{annotations}")
+    return response, listed, re.findall(r"<info\d+>([01])</info\d+>", conversation.messages[-1].content)
+
+
+@pytest.mark.parametrize("draw", JUDGE_STAGES)
+def test_the_verdicts_are_those_of_the_checker(draw):
+    for index in range(100):
+        response, listed, said = request_and_verdicts(draw(index))
+        assert [bool(int(v)) for v in said] == [checker.reflected(a, response) for a in listed]
+        assert said
+
+
+@pytest.mark.parametrize("draw", JUDGE_STAGES)
+def test_nothing_can_be_guessed(draw):
+    verdicts = [v for index in range(400) for v in request_and_verdicts(draw(index))[2]]
+    assert 0.35 < verdicts.count("1") / len(verdicts) < 0.6
+
+
+def without(pattern, *texts):
+    return {re.sub(pattern, "", text) for text in texts}
+
+
+def test_a_judge_learns_on_one_number_then_one_name_then_one_fact_then_several():
+    numbers, names, single, several = (
+        [request_and_verdicts(draw(index)) for index in range(100)] for draw in JUDGE_STAGES
+    )
+    assert all(len(without(r"\d", response, *listed)) == 1 for response, listed, _ in numbers)
+    assert all(len(without(r"[A-Z]", response, *listed)) == 1 for response, listed, _ in names)
+    assert any(len(without(r"[A-Z0-9]", response, *listed)) == 2 for response, listed, _ in single)
+    assert {len(listed) for _, listed, _ in numbers + names + single} == {1}
+    assert max(len(listed) for _, listed, _ in several) > 3
+    assert 0.3 < sum("<think>" in response for response, _, _ in several) / len(several) < 0.7
 
 
 def test_cases_are_hard_in_both_directions():

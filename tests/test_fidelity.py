@@ -37,9 +37,9 @@ def table(default, paper):
 
 
 def resolved(fidelity: str):
-    """The default config as it runs under a fidelity."""
+    """The default config, but with Muon, as it runs under a fidelity."""
     config = default_config()
-    config.model.path, config.fidelity = "random", fidelity
+    config.model.path, config.fidelity, config.optimizer.name = "random", fidelity, "muon"
     return resolve(config)
 
 
@@ -63,14 +63,16 @@ def score(fidelity: str, *judgements: Judgement):
 
 
 @table(
-    ("constrained", "drop_sample", "sequence_mean"),
-    ("free", "abort", "micro_batch_mean"),
+    ("constrained", "drop_sample", "sequence_mean", "muon"),
+    ("free", "abort", "micro_batch_mean", "adamw"),
 )
 def test_the_switch_alone_sets_what_the_config_can_say(fidelity, expected):
     config = resolved(fidelity)
-    assert (config.judge.mode, config.judge.on_failure, config.grpo.aggregation) == expected
+    set_by_it = (config.judge.mode, config.judge.on_failure, config.grpo.aggregation, config.optimizer.name)
+    assert set_by_it == expected
     shown = arithmetic(config, problems=1442, parameters=1, judge_parameters=1, mesh={"data": 1, "fsdp": 1})
-    line = "paper: judge.mode = free, judge.on_failure = abort, grpo.aggregation = micro_batch_mean"
+    line = "paper: judge.mode = free, judge.on_failure = abort, grpo.aggregation = micro_batch_mean, "
+    line += "optimizer.name = adamw"
     assert (line in shown) == (fidelity == "paper")
 
 

@@ -32,7 +32,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
     [
         (["--config.foo=1"], "the config has no field 'foo'; perception_r1_jax/sft/config.py lists all fields."),
         (["--config.model.path=nowhere"], "error: config.model.path = 'nowhere' does not exist. Give a path that does"),
-        (["--config.sft.micro_batch_rows=5"], "config.sft.micro_batch_rows is 5, which does not divide 16."),
+        (["--config.sft.micro_batch_rows=5"], "config.sft.micro_batch_rows is 5, which does not divide 8."),
     ],
 )
 def test_a_wrong_command_line(arguments, message, tmp_path):

@@ -8,21 +8,24 @@ import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from perception_r1_jax.errors import UserError
 from perception_r1_jax.sharding import make_mesh
 from perception_r1_jax.training.checkpoints import Checkpoints
+from perception_r1_jax.training.optimizer import OPTIMIZERS as OPTIMIZER_NAMES
+from perception_r1_jax.training.optimizer import make_optimizer
 from perception_r1_jax.training.state import TrainState, abstract_state, state_shardings
 from tests import tiny
+from tests.grpo_fixtures import run_config
 
-OPTIMIZER = optax.adamw(1e-3)
+OPTIMIZERS = [make_optimizer(run_config(optimizer__name=name).optimizer, 10) for name in OPTIMIZER_NAMES]
+OPTIMIZER = OPTIMIZERS[0]
 
 
-def random_state(mesh, step: int) -> tuple[TrainState, TrainState]:
+def random_state(mesh, step: int, optimizer=OPTIMIZER) -> tuple[TrainState, TrainState]:
     """A state with random numbers everywhere, and what it should lie like."""
-    abstract = abstract_state(tiny.CONFIG, OPTIMIZER, mesh)
+    abstract = abstract_state(tiny.CONFIG, optimizer, mesh)
     rng = np.random.default_rng(step)
     state = jax.tree.map(lambda x: np.asarray(rng.normal(size=x.shape) * 100).astype(x.dtype), abstract)
     state = TrainState(state.params, state.opt_state, np.int32(step), np.int32(3))
@@ -37,15 +40,16 @@ def host(tree):
     return jax.tree.map(np.array, tree)
 
 
-def test_state_and_data_position_come_back_on_another_mesh(tmp_path):
-    state, _ = random_state(make_mesh(1, 4, 2), 7)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=OPTIMIZER_NAMES)
+def test_state_and_data_position_come_back_on_another_mesh(tmp_path, optimizer):
+    state, _ = random_state(make_mesh(1, 4, 2), 7, optimizer)
     expected, data = host(state), make_data()
     taken = [next(data) for _ in range(5)]
     with Checkpoints(tmp_path / "ckpt", keep_last=1) as checkpoints:
         checkpoints.save(7, state, data)
     following = [next(data) for _ in range(5)]
 
-    abstract = abstract_state(tiny.CONFIG, OPTIMIZER, make_mesh(2, 2, 2))
+    abstract = abstract_state(tiny.CONFIG, optimizer, make_mesh(2, 2, 2))
     resumed = make_data()
     with Checkpoints(tmp_path / "ckpt", keep_last=1) as checkpoints:
         restored = checkpoints.restore(7, abstract, resumed)

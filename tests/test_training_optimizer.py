@@ -78,3 +78,41 @@ def test_the_gradient_is_clipped_by_its_global_norm(limit, share):
     optimizer = make_optimizer(config(learning_rate=1.0, eps=1.0, weight_decay=0.0, max_grad_norm=limit), 10)
     params = steps_of(optimizer, [1.0])
     np.testing.assert_allclose(params["mlp"]["bias"], 2 - share / (share + 1), rtol=1e-5)
+
+
+def one_update_of_muon(params, gradients):
+    options = config(name="muon", learning_rate=1.0, warmup_fraction=0.0, weight_decay=0.0, max_grad_norm=1e9)
+    optimizer = make_optimizer(options, 10)
+    return optimizer.update(gradients, optimizer.init(params), params)[0]
+
+
+def matrices_of(name, array):
+    """The matrices in a stack over layers, as the model multiplies by them: [hidden, ...] or, for o, [..., hidden]."""
+    layers = np.asarray(array)
+    if name == "qkv":
+        return [layer[:, part].reshape(layer.shape[0], -1) for layer in layers for part in range(3)]
+    return [layer.reshape(-1, layer.shape[-1]) if name == "o" else layer.reshape(len(layer), -1) for layer in layers]
+
+
+STACKS = {"q": (2, 24, 2, 6), "o": (2, 2, 6, 24), "qkv": (2, 24, 3, 2, 6), "gate": (2, 24, 40), "down": (2, 40, 24)}
+
+
+@pytest.mark.parametrize(("name", "shape"), STACKS.items())
+def test_muon_makes_all_directions_of_a_matrix_equally_long(name, shape):
+    gradient = np.random.default_rng(0).standard_normal(shape, np.float32)
+    gradient[1] *= 50  # each layer by itself
+    tree = {"layers": {name: {"kernel": jnp.asarray(gradient)}}}
+    update = one_update_of_muon(tree, tree)["layers"][name]["kernel"]
+    for got, down in zip(matrices_of(name, update), matrices_of(name, gradient)):
+        u, _, v = np.linalg.svd(down, full_matrices=False)
+        length = 0.2 * np.sqrt(max(down.shape))
+        along = u.T @ got @ v.T / -length  # Newton-Schulz comes near 1, not to it
+        assert np.all((np.diag(along) > 0.6) & (np.diag(along) < 1.3))
+        np.testing.assert_allclose(along - np.diag(np.diag(along)), 0, atol=0.02)
+
+
+def test_muon_leaves_what_is_no_matrix_of_a_layer_to_adamw():
+    params = {"embed": {"embedding": jnp.ones((4, 3))}, "layers": {"norm": {"scale": jnp.ones((2, 3))}}}
+    updates = one_update_of_muon(params, params)
+    for update in jax.tree.leaves(updates):
+        np.testing.assert_allclose(update, -1.0, rtol=0.1)

@@ -34,7 +34,7 @@ def sft_config() -> ConfigDict:
     config.steps = 1000  # optimizer steps
 
     config.data = ConfigDict()  # the conversations
-    # A folder with {split}.jsonl or {split}*.parquet, one such file, or geometry_world:policy, geometry_world:judge.
+    # A folder with {split}.jsonl or {split}*.parquet, one such file, or geometry_world:policy and others (docs/sft.md).
     config.data.path = ""
     config.data.split = "train"  # which files of a folder; a single file is one split
     config.data.validation_split = "val"  # likewise, for the loss on data that is not trained on
@@ -54,7 +54,7 @@ def sft_config() -> ConfigDict:
     config.sft.validate_conversations = 512  # from the front of the validation split; 0 validates nothing
     config.sft.log_every = 10  # steps between two printed lines; metrics.jsonl has a line for each step
 
-    config.optimizer = shared.optimizer  # AdamW
+    config.optimizer = shared.optimizer  # AdamW or Muon
     config.optimizer.learning_rate = 1e-5  # after warm-up
     config.optimizer.schedule = "cosine"  # down to a tenth at the last step; or constant
 

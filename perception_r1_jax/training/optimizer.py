@@ -1,4 +1,4 @@
-"""AdamW with a warm-up, a schedule and a limit on the gradient's norm, built from `config.optimizer`."""
+"""AdamW or Muon with a warm-up, a schedule and a limit on the gradient's norm, built from `config.optimizer`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
+from optax.contrib import MuonDimensionNumbers, muon
+
+OPTIMIZERS = ("adamw", "muon")
+MUON_RMS = 0.2
+"""Root mean square of Muon's updates over the learning rate: about AdamW's, whose rates so fit (arXiv 2502.16982)."""
 
 DECAYED = ("kernel", "embedding")
 """Last names of the parameters that weight decay shrinks: matrices, not biases and norm scales."""
@@ -43,25 +48,60 @@ def make_schedule(config: ConfigDict, steps: int, *, fidelity: str = "default") 
 def make_optimizer(config: ConfigDict, steps: int, *, fidelity: str = "default") -> optax.GradientTransformation:
     """The optimizer of a run of so many steps.
 
-    Decoupled weight decay (arXiv 1711.05101) takes matrices only; under `fidelity="paper"` all parameters.
+    Decoupled weight decay (arXiv 1711.05101) takes matrices only; under `fidelity="paper"` all parameters. Muon (Jordan
+    et al. 2024, https://kellerjordan.github.io/posts/muon) takes the matrices of the layers, and AdamW, without weight
+    decay, the rest.
     """
-    chain = optax.chain(
-        optax.clip_by_global_norm(config.max_grad_norm),
-        optax.adamw(
-            make_schedule(config, steps, fidelity=fidelity),
-            b1=config.b1,
-            b2=config.b2,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-            mask=None if fidelity == "paper" else _is_decayed,
-        ),
-    )
+    schedule = make_schedule(config, steps, fidelity=fidelity)
+    rule = _muon(config, schedule) if config.name == "muon" else _adamw(config, schedule, fidelity)
+    chain = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), rule)
 
     def update(grads, state, params):
         with jax.numpy_dtype_promotion("standard"):  # optax raises a Python float to the power of an integer count
             return chain.update(grads, state, params)
 
     return optax.GradientTransformation(chain.init, update)
+
+
+def _adamw(config: ConfigDict, schedule: optax.Schedule, fidelity: str) -> optax.GradientTransformation:
+    return optax.adamw(
+        schedule,
+        b1=config.b1,
+        b2=config.b2,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        mask=None if fidelity == "paper" else _is_decayed,
+    )
+
+
+def _muon(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
+    return muon(
+        schedule,
+        beta=config.b1,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        adam_b1=config.b1,
+        adam_b2=config.b2,
+        nesterov=False,
+        muon_weight_dimension_numbers=_matrices,
+        consistent_rms=MUON_RMS,
+    )
+
+
+def _matrices(params: Any) -> Any:
+    """For each parameter that is a stack of the layers' matrices, which axes a matrix maps from and to; else None."""
+    return jax.tree_util.tree_map_with_path(_matrix, params)
+
+
+def _matrix(path: tuple[jax.tree_util.DictKey, ...], kernel: jax.Array) -> MuonDimensionNumbers | None:
+    names, last = [key.key for key in path], kernel.ndim - 1
+    if "layers" not in names or names[-1] != "kernel":
+        return None
+    if names[-2] == "o":  # [layers, heads, head_dim, hidden]
+        return MuonDimensionNumbers(tuple(range(1, last)), (last,))
+    if names[-2] == "qkv":  # [layers, hidden, 3, heads, head_dim]: three matrices
+        return MuonDimensionNumbers((1,), (3, 4))
+    return MuonDimensionNumbers((1,), tuple(range(2, last + 1)))  # [layers, hidden, ...]
 
 
 def _is_decayed(params: Any) -> Any:

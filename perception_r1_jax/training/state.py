@@ -54,6 +54,7 @@ def abstract_state(
         jax.eval_shape(optimizer.init, trained),
         jax.tree.map(lambda x: x.sharding, trained),
         transform_non_params=lambda x: _place(x, everywhere),
+        is_leaf=_is_absent,
     )
     counter = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
     return TrainState(params, opt_state, counter, counter)
@@ -82,5 +83,12 @@ def _zero(sharding):
     return jax.device_put(jnp.zeros((), jnp.int32), sharding)
 
 
+def _is_absent(x) -> bool:
+    """Where the state of one rule of an optimizer would lie for a parameter that another rule updates."""
+    return isinstance(x, optax.MaskedNode)
+
+
 def _place(x, sharding):
+    if _is_absent(x):
+        return x
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)

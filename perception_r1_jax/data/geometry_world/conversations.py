@@ -33,6 +33,17 @@ LEFT_OUT = 0.7
 CUT = 0.05
 """Share of the judge's responses that break off somewhere."""
 
+WAYS = 3
+"""So many wordings two sentences in the same words are drawn from; a kind of fact with fewer has some of them twice."""
+
+DENIED = 0.08
+"""Share of single statements that are turned into their opposite."""
+
+SHORT = 0.5
+"""Share of the judge's responses that are nothing but up to `STATEMENTS` statements."""
+
+STATEMENTS = 4
+
 TASKS = {"solve": 5, "describe": 3, "read": 1, "probe": 3}
 """How often a policy's conversation is about what."""
 
@@ -83,13 +94,67 @@ def _read(drawing: Drawing) -> str:
     return ", ".join(text for text, (x, _) in sorted(drawing.texts, key=lambda item: item[1][0]))
 
 
+def number_conversation(index: int, split: str = "train", seed: int = 0) -> Conversation:
+    """A fact with a number, and the same sentence with this or another number: what a judge learns first."""
+    rng = random.Random(f"number/{seed}/{split}/{index}")
+    fact = rng.choice([fact for fact in _draw_facts(split, rng) if fact.value is not None])
+    other = dataclasses.replace(fact, value=_misread_number(fact.value, rng))
+    return _judge(f"number-{seed}/{split}/{index}", _same_words(fact, other, rng))
+
+
+def name_conversation(index: int, split: str = "train", seed: int = 0) -> Conversation:
+    """A fact, and the same sentence about this or something else: what comes second."""
+    rng = random.Random(f"name/{seed}/{split}/{index}")
+    fact = rng.choice(_draw_facts(split, rng))
+    return _judge(f"name-{seed}/{split}/{index}", _same_words(fact, _misread_names(fact, rng), rng))
+
+
+def _same_words(fact: Fact, other: Fact, rng: random.Random) -> JudgeRequest:
+    way = rng.randrange(WAYS)
+    return JudgeRequest((say(rng.choice((fact, other)), way),), say(fact, way))
+
+
+def fact_conversation(index: int, split: str = "train", seed: int = 0) -> Conversation:
+    """A fact, and a sentence that states it, another or the opposite, mostly in the same words: what comes third."""
+    rng = random.Random(f"fact/{seed}/{split}/{index}")
+    fact = rng.choice(_draw_facts(split, rng))
+    listed = rng.choice((fact, misread(fact, rng)))
+    way = rng.randrange(WAYS)
+    annotation, sentence = say(listed, way), say(fact, way)
+    if rng.random() < 0.25:
+        annotation, sentence = say(listed), say_freely(fact, rng)
+    request = JudgeRequest((annotation,), deny(sentence) if rng.random() < DENIED else sentence)
+    return _judge(f"fact-{seed}/{split}/{index}", request)
+
+
 def judge_conversation(index: int, split: str = "train", seed: int = 0) -> Conversation:
-    """Some annotations, a response that states some of them and others falsely, and the true verdicts."""
-    case = judge_case(index, split, seed)
-    verdicts = [int(reflected(annotation, case.response)) for annotation in case.annotations]
-    system, user = _judge_prompt().messages(case)
+    """Some annotations, a response that states some of them and others falsely, and the true verdicts.
+
+    Half of the responses are nothing but a few statements.
+    """
+    short = random.Random(f"short/{seed}/{split}/{index}").random() < SHORT
+    return _judge(f"judge-{seed}/{split}/{index}", (_short_case if short else judge_case)(index, split, seed))
+
+
+def _judge(name: str, request: JudgeRequest) -> Conversation:
+    verdicts = [int(reflected(annotation, request.response)) for annotation in request.annotations]
+    system, user = _judge_prompt().messages(request)
     messages = (*(Message(**message) for message in (system, user)), Message("assistant", answer_text(verdicts)))
-    return Conversation(f"judge-{seed}/{split}/{index}", (), messages)
+    return Conversation(name, (), messages)
+
+
+def _short_case(index: int, split: str, seed: int) -> JudgeRequest:
+    rng = random.Random(f"statements/{seed}/{split}/{index}")
+    facts = _draw_facts(split, rng)
+    facts = rng.sample(facts, min(len(facts), rng.randint(1, STATEMENTS)))
+    sentences = [deny(sentence) if rng.random() < DENIED else sentence for sentence in tell(facts, rng)]
+    listed = [say(rng.choice((fact, misread(fact, rng)))) for fact in facts]
+    return JudgeRequest(tuple(rng.sample(listed, len(listed))), " ".join(sentences))
+
+
+def _draw_facts(split: str, rng: random.Random) -> tuple[Fact, ...]:
+    """All that is true of some figure."""
+    return make_puzzle(rng.choice(list(FAMILIES)), split, rng).figure.facts()
 
 
 @functools.cache
@@ -121,6 +186,10 @@ def misread(fact: Fact, rng: random.Random) -> Fact:
     """A fact close to another: a digit changed, a letter changed, or an angle's vertex moved."""
     if fact.value is not None and rng.random() < 0.6:
         return dataclasses.replace(fact, value=_misread_number(fact.value, rng))
+    return _misread_names(fact, rng)
+
+
+def _misread_names(fact: Fact, rng: random.Random) -> Fact:
     names = list(fact.names)
     place = rng.randrange(len(names))
     names[place] = _misread_name(names[place], "".join(names), rng)
