@@ -25,11 +25,9 @@ import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from perception_r1_jax.assets import MINI_JUDGE_PROMPT
-from perception_r1_jax.data.geometry_world.checker import reflected
-from perception_r1_jax.data.geometry_world.conversations import judge_case, policy_conversation
+from perception_r1_jax.data.geometry_world.conversations import judge_case, policy_conversation, right_answer
 from perception_r1_jax.data.key_info import format_key_info
 from perception_r1_jax.judge.prompts import load_prompt
-from perception_r1_jax.judge.template import answer_text
 from perception_r1_jax.records import IMAGE_MARKER
 
 SENTENCES = 6000
@@ -138,8 +136,8 @@ def draw_world(seed: int = 0) -> Iterator[str]:
         for message in policy_conversation(index, seed=seed).messages:
             yield message.content.replace(IMAGE_MARKER, "")
         case = judge_case(index, seed=seed)
-        verdicts = [int(reflected(annotation, case.response)) for annotation in case.annotations]
-        yield from (system, f"{format_key_info(case.annotations)}\n{case.response}", answer_text(verdicts))
+        # In this order whatever the prompt's: other line ends would make other merges than the policy has learned.
+        yield from (system, f"{format_key_info(case.annotations)}\n{case.response}", right_answer(case))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -116,3 +116,12 @@ def test_muon_leaves_what_is_no_matrix_of_a_layer_to_adamw():
     updates = one_update_of_muon(params, params)
     for update in jax.tree.leaves(updates):
         np.testing.assert_allclose(update, -1.0, rtol=0.1)
+
+
+def test_muon_decays_the_matrices_of_the_layers_alone():
+    params = {"embed": {"embedding": jnp.ones((4, 3))}, "layers": {"gate": {"kernel": jnp.ones((2, 3, 4))}}}
+    options = config(name="muon", learning_rate=0.1, warmup_fraction=0.0, weight_decay=0.5)
+    optimizer = make_optimizer(options, 10)
+    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+    np.testing.assert_allclose(updates["layers"]["gate"]["kernel"], -0.05, rtol=1e-5)
+    np.testing.assert_array_equal(updates["embed"]["embedding"], 0)

@@ -43,14 +43,15 @@ def load_tokenizer(directory: Path, vocab_size: int) -> Any:
     """
     if not (directory / "tokenizer_config.json").is_file():
         raise FileNotFoundError(f"{directory} has no tokenizer_config.json: give the directory of the tokenizer.")
-    if not (directory / "tokenizer.json").is_file():
+    whole = (directory / "tokenizer.json").is_file()
+    if not whole:
         missing = [name for name in ("vocab.json", "merges.txt") if not (directory / name).is_file()]
         if missing:
             raise FileNotFoundError(f"{directory} has neither tokenizer.json nor {' and '.join(missing)}.")
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     # By the model's type `AutoTokenizer` may choose a class that replaces what tokenizer.json says by rules of its own.
-    reader = PreTrainedTokenizerFast if (directory / "tokenizer.json").is_file() else AutoTokenizer
+    reader = PreTrainedTokenizerFast if whole else AutoTokenizer
     try:
         tokenizer = reader.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # A damaged file shows as anything from a JSON to a Rust error.

@@ -11,10 +11,10 @@ from perception_r1_jax.data.geometry_world.checker import reflected
 from perception_r1_jax.data.geometry_world.draw import render
 from perception_r1_jax.data.geometry_world.facts import Fact, make_fact
 from perception_r1_jax.data.geometry_world.families import FAMILIES
-from perception_r1_jax.data.geometry_world.language import ask, deny, say, say_freely
+from perception_r1_jax.data.geometry_world.language import SENTENCES, ask, deny, say, say_freely
 from perception_r1_jax.data.geometry_world.layout import Drawing
 from perception_r1_jax.data.geometry_world.problems import WorldProblem, make_problem, make_puzzle, respond, tell
-from perception_r1_jax.data.geometry_world.puzzle import LETTERS
+from perception_r1_jax.data.geometry_world.puzzle import LETTERS, Puzzle
 from perception_r1_jax.judge.prompts import JudgePrompt, JudgeRequest, load_prompt
 from perception_r1_jax.judge.template import answer_text
 from perception_r1_jax.records import IMAGE_MARKER, Conversation, Message
@@ -33,8 +33,11 @@ LEFT_OUT = 0.7
 CUT = 0.05
 """Share of the judge's responses that break off somewhere."""
 
-WAYS = 3
+WAYS = max(map(len, SENTENCES.values()))
 """So many wordings two sentences in the same words are drawn from; a kind of fact with fewer has some of them twice."""
+
+FREELY = 0.25
+"""Share of single facts that are stated in other words than the annotation's."""
 
 DENIED = 0.08
 """Share of single statements that are turned into their opposite."""
@@ -121,10 +124,9 @@ def fact_conversation(index: int, split: str = "train", seed: int = 0) -> Conver
     listed = rng.choice((fact, misread(fact, rng)))
     way = rng.randrange(WAYS)
     annotation, sentence = say(listed, way), say(fact, way)
-    if rng.random() < 0.25:
+    if rng.random() < FREELY:
         annotation, sentence = say(listed), say_freely(fact, rng)
-    request = JudgeRequest((annotation,), deny(sentence) if rng.random() < DENIED else sentence)
-    return _judge(f"fact-{seed}/{split}/{index}", request)
+    return _judge(f"fact-{seed}/{split}/{index}", JudgeRequest((annotation,), _at_times_denied(sentence, rng)))
 
 
 def judge_conversation(index: int, split: str = "train", seed: int = 0) -> Conversation:
@@ -137,24 +139,35 @@ def judge_conversation(index: int, split: str = "train", seed: int = 0) -> Conve
 
 
 def _judge(name: str, request: JudgeRequest) -> Conversation:
-    verdicts = [int(reflected(annotation, request.response)) for annotation in request.annotations]
-    system, user = _judge_prompt().messages(request)
-    messages = (*(Message(**message) for message in (system, user)), Message("assistant", answer_text(verdicts)))
-    return Conversation(name, (), messages)
+    asked = (Message(**message) for message in _judge_prompt().messages(request))
+    return Conversation(name, (), (*asked, Message("assistant", right_answer(request))))
+
+
+def right_answer(request: JudgeRequest) -> str:
+    """What the judge should say: the checker's verdicts, in the judge's form."""
+    return answer_text([int(reflected(annotation, request.response)) for annotation in request.annotations])
 
 
 def _short_case(index: int, split: str, seed: int) -> JudgeRequest:
     rng = random.Random(f"statements/{seed}/{split}/{index}")
-    facts = _draw_facts(split, rng)
-    facts = rng.sample(facts, min(len(facts), rng.randint(1, STATEMENTS)))
-    sentences = [deny(sentence) if rng.random() < DENIED else sentence for sentence in tell(facts, rng)]
+    shown = _draw_facts(split, rng)
+    facts = rng.sample(shown, min(len(shown), rng.randint(1, STATEMENTS)))
+    sentences = [_at_times_denied(sentence, rng) for sentence in tell(facts, rng)]
     listed = [say(rng.choice((fact, misread(fact, rng)))) for fact in facts]
     return JudgeRequest(tuple(rng.sample(listed, len(listed))), " ".join(sentences))
 
 
+def _at_times_denied(sentence: str, rng: random.Random) -> str:
+    return deny(sentence) if rng.random() < DENIED else sentence
+
+
+def _draw_puzzle(split: str, rng: random.Random) -> Puzzle:
+    return make_puzzle(rng.choice(list(FAMILIES)), split, rng)
+
+
 def _draw_facts(split: str, rng: random.Random) -> tuple[Fact, ...]:
     """All that is true of some figure."""
-    return make_puzzle(rng.choice(list(FAMILIES)), split, rng).figure.facts()
+    return _draw_puzzle(split, rng).figure.facts()
 
 
 @functools.cache
@@ -165,7 +178,7 @@ def _judge_prompt() -> JudgePrompt:
 def judge_case(index: int, split: str = "train", seed: int = 0) -> JudgeRequest:
     """A request to the judge: facts of a puzzle, and a response that keeps, alters, denies or leaves out each."""
     rng = random.Random(f"judge/{seed}/{split}/{index}")
-    puzzle = make_puzzle(rng.choice(list(FAMILIES)), split, rng)
+    puzzle = _draw_puzzle(split, rng)
     shown = puzzle.figure.facts()
     sentences = [sentence for fact in rng.sample(shown, len(shown)) for sentence in _retell(fact, rng)]
     response = respond(puzzle, sentences, rng)
