@@ -36,12 +36,13 @@ $(MINI)/models/%/params: $(MINI_ASSETS)/%/model.safetensors | $(READY)
 # The small policy and judge from nothing, a few hours on 2 cores; the configs say what each stage learns.
 mini-models: $(READY)
 	$(BIN)/python scripts/make_tokenizer.py --corpus world --out $(MINI_SFT)/tokenizer
+	$(BIN)/python scripts/make_tokenizer.py --corpus judge --out $(MINI_SFT)/judge_tokenizer
 	$(BIN)/python scripts/make_random_checkpoint.py --family qwen2_5_vl --scale 3 --spread 0 \
 		--tokenizer $(MINI_SFT)/tokenizer --config_overrides configs/mini_policy.json \
 		--preprocessor_overrides configs/mini_preprocessor.json --out $(MINI_SFT)/policy_start
 	$(BIN)/python scripts/make_random_checkpoint.py --family qwen2 --scale 3 --spread 0 \
-		--tokenizer $(MINI_SFT)/tokenizer --config_overrides configs/mini_judge.json --out $(MINI_SFT)/judge_start
-	for stage in reading policy judge_numbers judge_names judge_facts judge; do \
+		--tokenizer $(MINI_SFT)/judge_tokenizer --config_overrides configs/mini_judge.json --out $(MINI_SFT)/judge_start
+	for stage in reading policy judge; do \
 		$(BIN)/python scripts/sft.py --config configs/mini_sft_$$stage.py --workdir $(MINI_SFT)/$$stage || exit 1; done
 	for model in policy judge; do \
 		$(BIN)/python -m tools.convert_weights.jax_to_hf --checkpoint $(MINI_SFT)/$$model \

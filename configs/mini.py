@@ -27,8 +27,9 @@ def get_config() -> ConfigDict:
 
     config.judge.path = "runs/mini/models/judge"  # from perception_r1_jax/assets/mini/judge
     config.judge.prompt = "perception_r1_jax/assets/mini/judge_prompt.json"  # as the judge heard it before
-    config.judge.max_prompt_tokens = 384  # tokens
-    config.judge.max_new_tokens = 64  # tokens of an answer
+    config.judge.mode = "free"  # it writes notes before its verdicts
+    config.judge.max_prompt_tokens = 160  # tokens
+    config.judge.max_new_tokens = 96  # tokens of notes and verdicts
     config.judge.batch_size = 32  # requests
 
     config.rollout.prompts_per_step = 16  # prompts

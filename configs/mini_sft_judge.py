@@ -1,15 +1,19 @@
-"""How the embedded judge was made, fourth stage: judging whole responses. `make mini-models` runs it."""
+"""How the embedded judge was made. `make mini-models` runs it."""
 
 from ml_collections import ConfigDict
 
-from configs import mini_sft_judge_facts
+from configs import mini_sft_policy
 
 
 def get_config() -> ConfigDict:
-    """As the stages before it, with larger batches."""
-    config = mini_sft_judge_facts.get_config()
-    config.steps = 2500  # some 50 conversations each
-    config.data.path = "geometry_world:judge"  # several facts, whole responses
-    config.model.path = "runs/mini_sft/judge_facts"  # what configs/mini_sft_judge_facts.py made
+    """As the policy, without pictures and with longer rows."""
+    config = mini_sft_policy.get_config()
+    config.steps = 3000  # some 30 conversations each
+    config.data.path = "geometry_world:judge"  # notes and verdicts
+    config.model.path = "runs/mini_sft/judge_start"  # random weights, of the embedded judge's shapes
+    config.sft.row_tokens = 512  # several conversations
+    config.sft.row_windows = 0  # no pictures
     config.sft.rows_per_step = 8  # rows
+    config.optimizer.name = "muon"  # finds out what to compare in fewer steps than AdamW
+    config.optimizer.learning_rate = 2e-3  # of a small model; Muon takes larger steps
     return config

@@ -2,11 +2,13 @@
 
     python scripts/make_tokenizer.py --corpus sentences --out perception_r1_jax/assets/tokenizer
     python scripts/make_tokenizer.py --corpus world --out DIR
+    python scripts/make_tokenizer.py --corpus judge --out DIR
 
-Byte-level BPE, so that any text encodes; digits stay single, as in Qwen's. "sentences" are about geometry at large and
-make the tokenizer of random models. "world" is what the two embedded models read and write: there letters stay single
-too, and whole phrases are tokens, which makes responses half as long. Both corpora are drawn from a fixed seed: the
-same files come out every time.
+Byte-level BPE, so that any text encodes. "sentences" are about geometry at large and make the tokenizer of random
+models; digits stay single, as in Qwen's. "world" is what the embedded policy reads and writes: there letters stay
+single too, and whole phrases are tokens, which makes responses half as long. "judge" is what the embedded judge reads
+and writes: the same, but numbers up to 999 are one token each. All corpora are drawn from a fixed seed: the same files
+come out every time.
 """
 
 from __future__ import annotations
@@ -25,9 +27,11 @@ import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from perception_r1_jax.assets import MINI_JUDGE_PROMPT
-from perception_r1_jax.data.geometry_world.conversations import judge_case, policy_conversation, right_answer
+from perception_r1_jax.data.geometry_world.conversations import judge_case, judge_conversation, policy_conversation
+from perception_r1_jax.data.geometry_world.judging import true_verdicts
 from perception_r1_jax.data.key_info import format_key_info
 from perception_r1_jax.judge.prompts import load_prompt
+from perception_r1_jax.judge.template import answer_text
 from perception_r1_jax.records import IMAGE_MARKER
 
 SENTENCES = 6000
@@ -52,6 +56,13 @@ WORLD_SPLIT = (
     r"\n</(?:think|answer)>\n?|<(?:think|answer)>\n|\\boxed\{|</?info\p{N}+>\n?"
     r"| ?\p{Lu}?\p{Ll}+(?:,? \p{Ll}+)* ?|\p{L}|\p{N}| ?[^\s\p{L}\p{N}]+ ?|\s+"
 )
+# Numbers whole, so that to compare two of them is to compare two tokens; and a full stop takes no part of a tag.
+JUDGE_SPLIT = (
+    r"\n</(?:think|answer)>\n?|<(?:think|answer)>\n|\\boxed\{|</?info\p{N}+>\n?"
+    r"| ?\p{Lu}?\p{Ll}+(?:,? \p{Ll}+)* ?|\p{L}|\p{N}{1,3}| ?[^\s\p{L}\p{N}<]+ ?|<|\s+"
+)
+NUMBERS = 1000  # numbers below this are tokens
+REPEATS = 10  # of each number in the corpus: enough to make it one
 
 # One template for both families: content is a string, or a list of pictures and texts.
 CHAT_TEMPLATE = """\
@@ -129,15 +140,24 @@ def draw_sentences(seed: int = 0) -> Iterator[str]:
 
 
 def draw_world(seed: int = 0) -> Iterator[str]:
-    """Draws what policy and judge of the world hear and say."""
+    """Draws what the policy of the world hears and says, and verdicts on it."""
     system = load_prompt(MINI_JUDGE_PROMPT).system
     for index in range(CONVERSATIONS):
         yield from ("system\n", "You are a helpful assistant.", "user\n", "assistant\n")  # of the chat template
         for message in policy_conversation(index, seed=seed).messages:
             yield message.content.replace(IMAGE_MARKER, "")
         case = judge_case(index, seed=seed)
-        # In this order whatever the prompt's: other line ends would make other merges than the policy has learned.
-        yield from (system, f"{format_key_info(case.annotations)}\n{case.response}", right_answer(case))
+        # In this order whatever the judge's prompt: other line ends would make other merges than the policy learned.
+        yield from (system, f"{format_key_info(case.annotations)}\n{case.response}", answer_text(true_verdicts(case)))
+
+
+def draw_judged(seed: int = 0) -> Iterator[str]:
+    """Draws what the judge of the world hears and says, and every number."""
+    for _ in range(REPEATS):
+        yield " ".join(map(str, range(NUMBERS)))
+    for index in range(CONVERSATIONS):
+        for message in judge_conversation(index, seed=seed).messages:
+            yield from (f"{message.role}\n", message.content)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +180,7 @@ class Recipe:
 RECIPES = {
     "sentences": Recipe(draw_sentences, SPLIT, 1500, "Qwen2Tokenizer"),
     "world": Recipe(draw_world, WORLD_SPLIT, 760, "PreTrainedTokenizerFast"),
+    "judge": Recipe(draw_judged, JUDGE_SPLIT, 1900, "PreTrainedTokenizerFast"),
 }
 
 

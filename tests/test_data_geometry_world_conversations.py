@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import random
-import re
-
-import pytest
 
 from perception_r1_jax.data.geometry_world import checker, facts, make_problem
 from perception_r1_jax.data.geometry_world.conversations import (
+    JUDGED,
     READ,
     TASKS,
-    fact_conversation,
     judge_case,
     judge_conversation,
     misread,
-    name_conversation,
-    number_conversation,
     policy_conversation,
     reading_conversation,
 )
@@ -60,44 +55,18 @@ def test_first_pictures_mostly_show_few_texts_and_the_answer_names_those_that_ar
     assert any(len(answer) > 4 for answer in answers)
 
 
-JUDGE_STAGES = [number_conversation, name_conversation, fact_conversation, judge_conversation]
+def test_the_judge_learns_on_a_few_statements_on_near_misses_and_on_what_it_will_be_asked():
+    made = [judge_conversation(index) for index in range(200)]
+    tasks = [conversation.conversation_id.split("-")[0] for conversation in made]
+    assert set(tasks) == set(JUDGED)
+    for task, conversation in zip(tasks, made):
+        response = conversation.messages[1].content.partition("\n<info1>")[0]
+        assert response.startswith("<think>"[: len(response)]) == (task != "statements")  # some are broken off early
 
 
-def request_and_verdicts(conversation):
-    """The response, the annotations and the verdicts of a judge's conversation."""
-    response, _, annotations = conversation.messages[1].content.partition("\n<info1>")
-    listed = re.findall(r"<info\d+>(.*)</info\d+>", f"<info1>{annotations}")
-    return response, listed, re.findall(r"<info\d+>([01])</info\d+>", conversation.messages[-1].content)
-
-
-@pytest.mark.parametrize("draw", JUDGE_STAGES)
-def test_the_verdicts_are_those_of_the_checker(draw):
-    for index in range(100):
-        response, listed, said = request_and_verdicts(draw(index))
-        assert [bool(int(v)) for v in said] == [checker.reflected(a, response) for a in listed]
-        assert said
-
-
-@pytest.mark.parametrize("draw", JUDGE_STAGES)
-def test_nothing_can_be_guessed(draw):
-    verdicts = [v for index in range(400) for v in request_and_verdicts(draw(index))[2]]
-    assert 0.35 < verdicts.count("1") / len(verdicts) < 0.6
-
-
-def without(pattern, *texts):
-    return {re.sub(pattern, "", text) for text in texts}
-
-
-def test_a_judge_learns_on_one_number_then_one_name_then_one_fact_then_several():
-    numbers, names, single, several = (
-        [request_and_verdicts(draw(index)) for index in range(100)] for draw in JUDGE_STAGES
-    )
-    assert all(len(without(r"\d", response, *listed)) == 1 for response, listed, _ in numbers)
-    assert all(len(without(r"[A-Z]", response, *listed)) == 1 for response, listed, _ in names)
-    assert any(len(without(r"[A-Z0-9]", response, *listed)) == 2 for response, listed, _ in single)
-    assert {len(listed) for _, listed, _ in numbers + names + single} == {1}
-    assert max(len(listed) for _, listed, _ in several) > 3
-    assert 0.3 < sum("<think>" in response for response, _, _ in several) / len(several) < 0.7
+def test_verdicts_cannot_be_guessed():
+    verdicts = "".join(judge_conversation(index).messages[-1].content.split("</think>")[1] for index in range(400))
+    assert 0.3 < verdicts.count(">1<") / (verdicts.count(">1<") + verdicts.count(">0<")) < 0.6
 
 
 def test_cases_are_hard_in_both_directions():

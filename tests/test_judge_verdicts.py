@@ -21,6 +21,8 @@ WELL_FORMED = [
     ("<info1> 1\n</info1> \n\n <info2>0 </info2>", 2, (1, 0)),
     ("<info2>0</info2>\n<info1>1</info1>", 2, (1, 0)),  # numbered, so the order cannot mislead
     ("\n".join(f"<info{k}>{k % 2}</info{k}>" for k in range(1, 13)), 12, (1, 0) * 6),
+    (f"<think>\nIs it <info1>0</info1>? No.\n</think>\n\n{TWO}", 2, (1, 0)),
+    (f"The template has opened the thoughts. </think>{TWO}", 2, (1, 0)),
 ]
 
 FAILURES = [
@@ -32,6 +34,9 @@ FAILURES = [
     (1.0, 1, "unreadable", 0),
     (["<info1>1</info1>"], 1, "unreadable", 0),
     ("I cannot judge this.", 2, "unreadable", 0),
+    (f"<think>\n{TWO}\n</think>\n", 2, "empty", 0),  # thoughts without an answer
+    (f"<think>\n{TWO}", 2, "unreadable", 2),  # thoughts without an end
+    (f"{TWO}\n<think>Both are clear.", 2, "unreadable", 2),
     ("1 0", 2, "unreadable", 0),
     (f"Judgement: {TWO}", 2, "unreadable", 2),
     (f"{TWO}\nBoth are clear.", 2, "unreadable", 2),

@@ -17,10 +17,7 @@ import pyarrow as pa
 
 from perception_r1_jax.data.errors import DataError, DroppedProblem
 from perception_r1_jax.data.geometry_world.conversations import (
-    fact_conversation,
     judge_conversation,
-    name_conversation,
-    number_conversation,
     policy_conversation,
     reading_conversation,
 )
@@ -39,9 +36,6 @@ ROLES = ("system", "user", "assistant")
 WORLD = {
     "geometry_world:reading": reading_conversation,
     "geometry_world:policy": policy_conversation,
-    "geometry_world:number": number_conversation,
-    "geometry_world:name": name_conversation,
-    "geometry_world:fact": fact_conversation,
     "geometry_world:judge": judge_conversation,
 }
 """Sources that are drawn, not read, and what draws a conversation of (index, split, seed)."""

@@ -1,6 +1,7 @@
 """A judge's answer read as verdicts: strictly by default, or the way the paper's authors read it.
 
-The answer to a request with m annotations is `<info1>d</info1>` ... `<infom>d</infom>`, each d 0 or 1.
+The answer to a request with m annotations is `<info1>d</info1>` ... `<infom>d</infom>`, each d 0 or 1. A judge that
+reasons, as Qwen3 does, writes its thoughts first and ends them with `</think>`; they are no part of the answer.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ EMPTY, UNREADABLE, REPEATED, EXTRA, MISSING = "empty", "unreadable", "repeated",
 # Contents without "<" keep both scans linear: no stretch of text is looked at for two opening tags.
 _ITEM = re.compile(r"<info([1-9][0-9]{0,5})>([^<]*)</info\1>")
 _TAG = re.compile(r"<(/?)info([1-9][0-9]*)>")
+THOUGHTS_END = "</think>"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,15 +46,17 @@ class Judgement:
 def parse_verdicts(text: object, expected: int) -> Judgement:
     """Reads exactly the verdicts 1..expected, each once, each 0 or 1, in any order.
 
-    White space around items and digits is allowed, other text is not: the form of the answer is known, and
-    a verdict quoted in prose is not a verdict. Reasons of failure, the first that applies:
-    "empty" (no text), "unreadable" (anything that is not a verdict: prose, broken markup, another value),
+    White space around items and digits is allowed, and thoughts in front, up to the last `</think>`; other text is not:
+    the form of the answer is known, and a verdict quoted in prose is not a verdict. Reasons of failure, the first that
+    applies: "empty" (no text), "unreadable" (anything that is not a verdict: prose, broken markup, another value),
     "repeated" (a number twice), "extra" (a number above `expected`), "missing".
 
     Takes any object and never raises; time is linear in the text.
     """
     if expected < 1:
         return Judgement(None, expected, 0, NONE)
+    if isinstance(text, str):
+        text = text.rpartition(THOUGHTS_END)[2]
     items = _ITEM.findall(text) if isinstance(text, str) else []
     verdicts = [(int(number), float(value)) for number, value in items if value.strip() in ("0", "1")]
     status = _status(text, [int(number) for number, _ in items], len(verdicts), expected)

@@ -7,16 +7,15 @@ import functools
 import random
 
 from perception_r1_jax.assets import MINI_JUDGE_PROMPT
-from perception_r1_jax.data.geometry_world.checker import reflected
 from perception_r1_jax.data.geometry_world.draw import render
 from perception_r1_jax.data.geometry_world.facts import Fact, make_fact
 from perception_r1_jax.data.geometry_world.families import FAMILIES
-from perception_r1_jax.data.geometry_world.language import SENTENCES, ask, deny, say, say_freely
+from perception_r1_jax.data.geometry_world.judging import judge_answer
+from perception_r1_jax.data.geometry_world.language import ask, deny, say, say_freely, statements
 from perception_r1_jax.data.geometry_world.layout import Drawing
 from perception_r1_jax.data.geometry_world.problems import WorldProblem, make_problem, make_puzzle, respond, tell
 from perception_r1_jax.data.geometry_world.puzzle import LETTERS, Puzzle
 from perception_r1_jax.judge.prompts import JudgePrompt, JudgeRequest, load_prompt
-from perception_r1_jax.judge.template import answer_text
 from perception_r1_jax.records import IMAGE_MARKER, Conversation, Message
 
 INSTRUCTION = "Think, then answer in \\boxed{}."
@@ -33,19 +32,17 @@ LEFT_OUT = 0.7
 CUT = 0.05
 """Share of the judge's responses that break off somewhere."""
 
-WAYS = max(map(len, SENTENCES.values()))
-"""So many wordings two sentences in the same words are drawn from; a kind of fact with fewer has some of them twice."""
-
-FREELY = 0.25
-"""Share of single facts that are stated in other words than the annotation's."""
-
-DENIED = 0.08
-"""Share of single statements that are turned into their opposite."""
-
-SHORT = 0.5
-"""Share of the judge's responses that are nothing but up to `STATEMENTS` statements."""
+JUDGED = {"statements": 2, "nearly": 2, "use": 1}
+"""How often a judge's conversation is about a few statements, about nearly what a response states, or as in use."""
 
 STATEMENTS = 4
+"""At most so many statements stand alone."""
+
+ANNOTATIONS = 6
+"""At most so many annotations are near to what a text states."""
+
+DENIED = 0.15
+"""Share of single statements that are turned into their opposite."""
 
 TASKS = {"solve": 5, "describe": 3, "read": 1, "probe": 3}
 """How often a policy's conversation is about what."""
@@ -97,77 +94,38 @@ def _read(drawing: Drawing) -> str:
     return ", ".join(text for text, (x, _) in sorted(drawing.texts, key=lambda item: item[1][0]))
 
 
-def number_conversation(index: int, split: str = "train", seed: int = 0) -> Conversation:
-    """A fact with a number, and the same sentence with this or another number: what a judge learns first."""
-    rng = random.Random(f"number/{seed}/{split}/{index}")
-    fact = rng.choice([fact for fact in _draw_facts(split, rng) if fact.value is not None])
-    other = dataclasses.replace(fact, value=_misread_number(fact.value, rng))
-    return _judge(f"number-{seed}/{split}/{index}", _same_words(fact, other, rng))
-
-
-def name_conversation(index: int, split: str = "train", seed: int = 0) -> Conversation:
-    """A fact, and the same sentence about this or something else: what comes second."""
-    rng = random.Random(f"name/{seed}/{split}/{index}")
-    fact = rng.choice(_draw_facts(split, rng))
-    return _judge(f"name-{seed}/{split}/{index}", _same_words(fact, _misread_names(fact, rng), rng))
-
-
-def _same_words(fact: Fact, other: Fact, rng: random.Random) -> JudgeRequest:
-    way = rng.randrange(WAYS)
-    return JudgeRequest((say(rng.choice((fact, other)), way),), say(fact, way))
-
-
-def fact_conversation(index: int, split: str = "train", seed: int = 0) -> Conversation:
-    """A fact, and a sentence that states it, another or the opposite, mostly in the same words: what comes third."""
-    rng = random.Random(f"fact/{seed}/{split}/{index}")
-    fact = rng.choice(_draw_facts(split, rng))
-    listed = rng.choice((fact, misread(fact, rng)))
-    way = rng.randrange(WAYS)
-    annotation, sentence = say(listed, way), say(fact, way)
-    if rng.random() < FREELY:
-        annotation, sentence = say(listed), say_freely(fact, rng)
-    return _judge(f"fact-{seed}/{split}/{index}", JudgeRequest((annotation,), _at_times_denied(sentence, rng)))
-
-
 def judge_conversation(index: int, split: str = "train", seed: int = 0) -> Conversation:
-    """Some annotations, a response that states some of them and others falsely, and the true verdicts.
+    """Some annotations, a response that states some of them and others falsely, the judge's notes and the verdicts.
 
-    Half of the responses are nothing but a few statements.
+    Some are as in use. The others ask about what was just read, rightly or nearly so: there is more to tell apart.
     """
-    short = random.Random(f"short/{seed}/{split}/{index}").random() < SHORT
-    return _judge(f"judge-{seed}/{split}/{index}", (_short_case if short else judge_case)(index, split, seed))
-
-
-def _judge(name: str, request: JudgeRequest) -> Conversation:
+    rng = random.Random(f"judged/{seed}/{split}/{index}")
+    (task,) = rng.choices(list(JUDGED), list(JUDGED.values()))
+    case = judge_case(index, split, seed)
+    response = _few_statements(split, rng) if task == "statements" else case.response
+    annotations = case.annotations if task == "use" else _nearly_stated(response, rng) or case.annotations
+    request = JudgeRequest(annotations, response)
     asked = (Message(**message) for message in _judge_prompt().messages(request))
-    return Conversation(name, (), (*asked, Message("assistant", right_answer(request))))
+    name = f"{task}-{seed}/{split}/{index}"
+    return Conversation(name, (), (*asked, Message("assistant", judge_answer(request))))
 
 
-def right_answer(request: JudgeRequest) -> str:
-    """What the judge should say: the checker's verdicts, in the judge's form."""
-    return answer_text([int(reflected(annotation, request.response)) for annotation in request.annotations])
-
-
-def _short_case(index: int, split: str, seed: int) -> JudgeRequest:
-    rng = random.Random(f"statements/{seed}/{split}/{index}")
-    shown = _draw_facts(split, rng)
+def _few_statements(split: str, rng: random.Random) -> str:
+    shown = _draw_puzzle(split, rng).figure.facts()
     facts = rng.sample(shown, min(len(shown), rng.randint(1, STATEMENTS)))
-    sentences = [_at_times_denied(sentence, rng) for sentence in tell(facts, rng)]
-    listed = [say(rng.choice((fact, misread(fact, rng)))) for fact in facts]
-    return JudgeRequest(tuple(rng.sample(listed, len(listed))), " ".join(sentences))
+    told = tell([fact if rng.random() < 0.6 else misread(fact, rng) for fact in facts], rng)
+    return " ".join(deny(sentence) if rng.random() < DENIED else sentence for sentence in told)
 
 
-def _at_times_denied(sentence: str, rng: random.Random) -> str:
-    return deny(sentence) if rng.random() < DENIED else sentence
+def _nearly_stated(response: str, rng: random.Random) -> tuple[str, ...]:
+    """Annotations about what a response states or denies, as it is there or misread; none twice."""
+    stated = [statement.fact for statement in statements(response)]
+    drawn = [rng.choice(stated) for _ in range(rng.randint(1, ANNOTATIONS)) if stated]
+    return tuple(dict.fromkeys(say(fact if rng.random() < 0.5 else misread(fact, rng)) for fact in drawn))
 
 
 def _draw_puzzle(split: str, rng: random.Random) -> Puzzle:
     return make_puzzle(rng.choice(list(FAMILIES)), split, rng)
-
-
-def _draw_facts(split: str, rng: random.Random) -> tuple[Fact, ...]:
-    """All that is true of some figure."""
-    return _draw_puzzle(split, rng).figure.facts()
 
 
 @functools.cache
