@@ -29,8 +29,8 @@ def get_config() -> ConfigDict:
     config.judge.prompt = "perception_r1_jax/assets/mini/judge_prompt.json"  # as the judge heard it before
     config.judge.mode = "free"  # it writes notes before its verdicts
     config.judge.max_prompt_tokens = 160  # tokens
-    config.judge.max_new_tokens = 96  # tokens of notes and verdicts
-    config.judge.batch_size = 32  # requests
+    config.judge.max_new_tokens = 128  # tokens of notes and verdicts
+    config.judge.batch_size = 8  # requests; more at once are slower on a CPU
 
     config.rollout.prompts_per_step = 16  # prompts
     config.rollout.samples_per_prompt = 8  # responses to each, as in the paper

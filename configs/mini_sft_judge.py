@@ -8,12 +8,12 @@ from configs import mini_sft_policy
 def get_config() -> ConfigDict:
     """As the policy, without pictures and with longer rows."""
     config = mini_sft_policy.get_config()
-    config.steps = 3000  # some 30 conversations each
+    config.steps = 6000  # some 27 conversations each
     config.data.path = "geometry_world:judge"  # notes and verdicts
     config.model.path = "runs/mini_sft/judge_start"  # random weights, of the embedded judge's shapes
     config.sft.row_tokens = 512  # several conversations
     config.sft.row_windows = 0  # no pictures
     config.sft.rows_per_step = 8  # rows
     config.optimizer.name = "muon"  # finds out what to compare in fewer steps than AdamW
-    config.optimizer.learning_rate = 2e-3  # of a small model; Muon takes larger steps
+    config.optimizer.learning_rate = 2e-3  # high, as small models want it
     return config

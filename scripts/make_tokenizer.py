@@ -51,16 +51,15 @@ SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# Letters and digits one at a time; a phrase in small letters with the spaces around it; tags of answers and verdicts.
-WORLD_SPLIT = (
+# Tags of answers and verdicts; a phrase in small letters with the spaces around it; letters one at a time.
+WORLD_WORDS = (
     r"\n</(?:think|answer)>\n?|<(?:think|answer)>\n|\\boxed\{|</?info\p{N}+>\n?"
-    r"| ?\p{Lu}?\p{Ll}+(?:,? \p{Ll}+)* ?|\p{L}|\p{N}| ?[^\s\p{L}\p{N}]+ ?|\s+"
+    r"| ?\p{Lu}?\p{Ll}+(?:,? \p{Ll}+)* ?|\p{L}"
 )
+# Digits one at a time.
+WORLD_SPLIT = WORLD_WORDS + r"|\p{N}| ?[^\s\p{L}\p{N}]+ ?|\s+"
 # Numbers whole, so that to compare two of them is to compare two tokens; and a full stop takes no part of a tag.
-JUDGE_SPLIT = (
-    r"\n</(?:think|answer)>\n?|<(?:think|answer)>\n|\\boxed\{|</?info\p{N}+>\n?"
-    r"| ?\p{Lu}?\p{Ll}+(?:,? \p{Ll}+)* ?|\p{L}|\p{N}{1,3}| ?[^\s\p{L}\p{N}<]+ ?|<|\s+"
-)
+JUDGE_SPLIT = WORLD_WORDS + r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}<]+ ?|<|\s+"
 NUMBERS = 1000  # numbers below this are tokens
 REPEATS = 10  # of each number in the corpus: enough to make it one
 
@@ -167,7 +166,7 @@ class Recipe:
     Attributes:
         draw: what it is trained on.
         split: where text is split before merging.
-        vocabulary: its tokens without the special ones.
+        vocabulary: at most so many tokens, without the special ones.
         tokenizer_class: of transformers; it must leave the rule to split as it is.
     """
 

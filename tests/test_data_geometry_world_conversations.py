@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 
 from perception_r1_jax.data.geometry_world import checker, facts, make_problem
 from perception_r1_jax.data.geometry_world.conversations import (
@@ -62,6 +63,16 @@ def test_the_judge_learns_on_a_few_statements_on_near_misses_and_on_what_it_will
     for task, conversation in zip(tasks, made):
         response = conversation.messages[1].content.partition("\n<info1>")[0]
         assert response.startswith("<think>"[: len(response)]) == (task != "statements")  # some are broken off early
+
+
+def test_the_verdicts_are_those_of_the_checker():
+    for index in range(100):
+        _, user, reply = judge_conversation(index).messages
+        response, _, annotations = user.content.partition("\n<info1>")
+        listed = re.findall(r"<info\d+>(.*)</info\d+>", f"<info1>{annotations}")
+        said = re.findall(r"<info\d+>([01])</info\d+>", reply.content)
+        assert [bool(int(v)) for v in said] == [checker.reflected(a, response) for a in listed]
+        assert said
 
 
 def test_verdicts_cannot_be_guessed():

@@ -58,10 +58,7 @@ def test_micro_batches_must_divide(config):
     ("field", "words"),
     [
         ("model.path", "or 'random'"),
-        (
-            "data.path",
-            ", or ".join(f"'geometry_world:{name}'" for name in ("policy", "judge")),
-        ),
+        ("data.path", "or 'geometry_world:policy', or 'geometry_world:judge'"),
         ("model.tokenizer", "or ''"),
     ],
 )

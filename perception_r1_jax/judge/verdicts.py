@@ -55,9 +55,10 @@ def parse_verdicts(text: object, expected: int) -> Judgement:
     """
     if expected < 1:
         return Judgement(None, expected, 0, NONE)
+    items = []
     if isinstance(text, str):
         text = text.rpartition(THOUGHTS_END)[2]
-    items = _ITEM.findall(text) if isinstance(text, str) else []
+        items = _ITEM.findall(text)
     verdicts = [(int(number), float(value)) for number, value in items if value.strip() in ("0", "1")]
     status = _status(text, [int(number) for number, _ in items], len(verdicts), expected)
     ordered = tuple(value for _, value in sorted(verdicts)) if status == OK else None

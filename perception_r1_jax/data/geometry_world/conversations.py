@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import random
+from collections.abc import Sequence
 
 from perception_r1_jax.assets import MINI_JUDGE_PROMPT
 from perception_r1_jax.data.geometry_world.draw import render
@@ -32,7 +33,7 @@ LEFT_OUT = 0.7
 CUT = 0.05
 """Share of the judge's responses that break off somewhere."""
 
-JUDGED = {"statements": 2, "nearly": 2, "use": 1}
+JUDGED = {"statements": 1, "nearly": 2, "use": 1}
 """How often a judge's conversation is about a few statements, about nearly what a response states, or as in use."""
 
 STATEMENTS = 4
@@ -41,8 +42,14 @@ STATEMENTS = 4
 ANNOTATIONS = 6
 """At most so many annotations are near to what a text states."""
 
-DENIED = 0.15
+DENIED = 0.3
 """Share of single statements that are turned into their opposite."""
+
+RETOLD = (5, 4, 1, 2)
+"""How often a response states a fact, another one in its place, its opposite, and nothing."""
+
+RETOLD_BADLY = (5, 3, 3, 2)
+"""The same where more is to be told apart."""
 
 TASKS = {"solve": 5, "describe": 3, "read": 1, "probe": 3}
 """How often a policy's conversation is about what."""
@@ -101,13 +108,18 @@ def judge_conversation(index: int, split: str = "train", seed: int = 0) -> Conve
     """
     rng = random.Random(f"judged/{seed}/{split}/{index}")
     (task,) = rng.choices(list(JUDGED), list(JUDGED.values()))
-    case = judge_case(index, split, seed)
-    response = _few_statements(split, rng) if task == "statements" else case.response
-    annotations = case.annotations if task == "use" else _nearly_stated(response, rng) or case.annotations
-    request = JudgeRequest(annotations, response)
+    request = _judged(task, index, split, seed, rng)
     asked = (Message(**message) for message in _judge_prompt().messages(request))
     name = f"{task}-{seed}/{split}/{index}"
     return Conversation(name, (), (*asked, Message("assistant", judge_answer(request))))
+
+
+def _judged(task: str, index: int, split: str, seed: int, rng: random.Random) -> JudgeRequest:
+    if task == "use":
+        return judge_case(index, split, seed)
+    case = _draw_case(split, rng, RETOLD_BADLY)
+    response = _few_statements(split, rng) if task == "statements" else case.response
+    return JudgeRequest(_nearly_stated(response, rng) or case.annotations, response)
 
 
 def _few_statements(split: str, rng: random.Random) -> str:
@@ -121,7 +133,8 @@ def _nearly_stated(response: str, rng: random.Random) -> tuple[str, ...]:
     """Annotations about what a response states or denies, as it is there or misread; none twice."""
     stated = [statement.fact for statement in statements(response)]
     drawn = [rng.choice(stated) for _ in range(rng.randint(1, ANNOTATIONS)) if stated]
-    return tuple(dict.fromkeys(say(fact if rng.random() < 0.5 else misread(fact, rng)) for fact in drawn))
+    asked = (rng.choice((fact, fact, fact, misread(fact, rng), _misread_names(fact, rng))) for fact in drawn)
+    return tuple(dict.fromkeys(map(say, asked)))
 
 
 def _draw_puzzle(split: str, rng: random.Random) -> Puzzle:
@@ -135,10 +148,13 @@ def _judge_prompt() -> JudgePrompt:
 
 def judge_case(index: int, split: str = "train", seed: int = 0) -> JudgeRequest:
     """A request to the judge: facts of a puzzle, and a response that keeps, alters, denies or leaves out each."""
-    rng = random.Random(f"judge/{seed}/{split}/{index}")
+    return _draw_case(split, random.Random(f"judge/{seed}/{split}/{index}"), RETOLD)
+
+
+def _draw_case(split: str, rng: random.Random, retold: Sequence[int]) -> JudgeRequest:
     puzzle = _draw_puzzle(split, rng)
     shown = puzzle.figure.facts()
-    sentences = [sentence for fact in rng.sample(shown, len(shown)) for sentence in _retell(fact, rng)]
+    sentences = [sentence for fact in rng.sample(shown, len(shown)) for sentence in _retell(fact, rng, retold)]
     response = respond(puzzle, sentences, rng)
     if rng.random() < CUT:
         response = response[: rng.randrange(len(response))]
@@ -146,10 +162,10 @@ def judge_case(index: int, split: str = "train", seed: int = 0) -> JudgeRequest:
     return JudgeRequest(tuple(map(say, rng.sample(listed, len(listed)))), response)
 
 
-def _retell(fact: Fact, rng: random.Random) -> list[str]:
-    """What a response makes of a fact: mostly the fact, else another one, its opposite, or nothing."""
+def _retell(fact: Fact, rng: random.Random, weights: Sequence[int]) -> list[str]:
+    """What a response makes of a fact, so often each: the fact, another one, its opposite, or nothing."""
     sentence = say_freely(fact, rng)
-    (told,) = rng.choices(([sentence], [say_freely(misread(fact, rng), rng)], [deny(sentence)], []), (5, 4, 1, 2))
+    (told,) = rng.choices(([sentence], [say_freely(misread(fact, rng), rng)], [deny(sentence)], []), weights)
     return told
 
 

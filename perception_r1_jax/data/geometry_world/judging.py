@@ -1,7 +1,7 @@
 """What the small judge of the world should answer: for each annotation a note of what the response says, then verdicts.
 
 A small model does not find out from verdicts alone what to compare with what: many steps long nothing is better than a
-guess. In its notes it looks one thing up at a time, which is learned quickly, and compares what stands side by side.
+guess. In its notes it copies what it looks up, which is learned quickly, and compares what stands side by side.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from perception_r1_jax.data.geometry_world.checker import reflected
 from perception_r1_jax.data.geometry_world.facts import Fact
-from perception_r1_jax.data.geometry_world.language import Statement, read_fact, statements
+from perception_r1_jax.data.geometry_world.language import Statement, read_statement, statements
 from perception_r1_jax.judge.prompts import JudgeRequest
 from perception_r1_jax.judge.template import answer_text
 
@@ -21,14 +21,15 @@ SAME, OTHER = "=", "/"
 def judge_answer(request: JudgeRequest) -> str:
     """Notes in the manner of a reasoning model, and the checker's verdicts in the judge's form.
 
-    A note goes through the letters and the number of an annotation: each has beside it the one in its place in the
-    statement that is most like the annotation, and whether the two are the same. The verdict follows.
+    A note repeats an annotation and quotes the statement that is most like it. Then it goes through the letters and
+    the number of the annotation: each has beside it the one in its place in the quotation, and whether the two are the
+    same. The verdict follows.
     """
     verdicts = true_verdicts(request)
     said = list(statements(request.response))
     notes = (
-        f"{place}. {_compare(fact, said)} {verdict}"
-        for place, (fact, verdict) in enumerate(zip(map(read_fact, request.annotations), verdicts), 1)
+        f"{place}. {_note(read_statement(annotation), said)} {verdict}"
+        for place, (annotation, verdict) in enumerate(zip(request.annotations, verdicts), 1)
     )
     return "<think>\n" + "\n".join(notes) + "\n</think>\n" + answer_text(verdicts)
 
@@ -38,14 +39,14 @@ def true_verdicts(request: JudgeRequest) -> list[int]:
     return [int(reflected(annotation, request.response)) for annotation in request.annotations]
 
 
-def _compare(fact: Fact, said: Sequence[Statement]) -> str:
-    same_kind = [statement for statement in said if statement.fact.kind == fact.kind]
+def _note(asked: Statement, said: Sequence[Statement]) -> str:
+    same_kind = [statement for statement in said if statement.fact.kind == asked.fact.kind]
     if not same_kind:
-        return NOTHING
-    nearest = max(same_kind, key=lambda statement: _likeness(fact, statement))
-    pairs = zip(_parts(fact), _parts(nearest.fact))
-    compared = "".join(_side_by_side(asked, found) for asked, found in pairs)
-    return f"{compared} {NOT}" if nearest.denied else compared
+        return f"{asked.words}: {NOTHING}"
+    nearest = max(same_kind, key=lambda statement: _likeness(asked.fact, statement))
+    pairs = zip(_parts(asked.fact), _parts(nearest.fact))
+    compared = "".join(_side_by_side(*pair) for pair in pairs)
+    return f"{asked.words}: {nearest.words}. {compared}{f' {NOT}' if nearest.denied else ''}"
 
 
 def _side_by_side(asked: str, found: str) -> str:

@@ -75,11 +75,13 @@ class Statement:
 
     Attributes:
         fact: what is stated, or denied.
+        words: the part of the text that says so.
         denied: the text says that it is not so.
         concluded: it stands behind a "so", as a result of reasoning.
     """
 
     fact: Fact
+    words: str
     denied: bool
     concluded: bool
 
@@ -111,8 +113,13 @@ def ask(fact: Fact, rng: random.Random) -> tuple[str, str]:
 
 def read_fact(sentence: str) -> Fact:
     """The fact that a sentence of the world states. Raises ValueError where it is not exactly one."""
+    return read_statement(sentence).fact
+
+
+def read_statement(sentence: str) -> Statement:
+    """What a sentence of the world states. Raises ValueError where it is not exactly one fact."""
     (statement,) = statements(sentence)
-    return statement.fact
+    return statement
 
 
 def statements(text: str) -> Iterator[Statement]:
@@ -124,4 +131,4 @@ def statements(text: str) -> Iterator[Statement]:
             names = tuple(parts[name] for name in ("a", "b") if parts.get(name))
             value = int(parts["value"]) if parts.get("value") else None
             inside = any(start <= match.start() < end for start, end in concluded)
-            yield Statement(make_fact(kind, names, value), bool(parts["no"]), inside)
+            yield Statement(make_fact(kind, names, value), match.group(), bool(parts["no"]), inside)
