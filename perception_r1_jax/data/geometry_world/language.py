@@ -75,13 +75,13 @@ class Statement:
 
     Attributes:
         fact: what is stated, or denied.
-        words: the part of the text that says so.
+        words: the part of the text that says so; statements of the same in other words are equal.
         denied: the text says that it is not so.
         concluded: it stands behind a "so", as a result of reasoning.
     """
 
     fact: Fact
-    words: str
+    words: str = dataclasses.field(compare=False)
     denied: bool
     concluded: bool
 
