@@ -83,7 +83,19 @@ def test_saying_a_thing_twice_counts_once_in_whatever_words(again):
 
 @pytest.mark.parametrize(
     ("response", "expected"),
-    [("BA = 7.", True), ("AB is 17.", False), ("AB is 1.", False), ("AC is 7.", False), ("AB is not 7.", False)],
+    [
+        ("BA = 7.", True),
+        ("AB is 17.", False),
+        ("AB is 1.", False),
+        ("AC is 7.", False),
+        ("AB is not 7.", False),
+        ("AB is 7. The length of BA is not 7.", False),
+        ("AB is 7. The length of BA is 9.", False),
+        ("AB is 9. AB is 7.", False),
+        ("AB is 7. AB is not 9.", True),
+        ("AB is 7. BC is 9.", True),
+        ("AB is not 9.", False),
+    ],
 )
 def test_reflected(response, expected):
     assert checker.reflected("The length of AB is 7.", response) is expected

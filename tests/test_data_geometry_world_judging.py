@@ -22,6 +22,7 @@ from perception_r1_jax.judge.verdicts import parse_verdicts
         ("The length of AB is 12.", "CA is 5. BD is 12.", "AB is 12: BD is 12. AB/BD/12 12= 0"),
         ("The length of AB is 12.", "AB is not 12.", "AB is 12: AB is not 12. AA=BB=12 12= not 0"),
         ("The length of AB is 12.", "AB is 12. BA = not 12.", "AB is 12: BA = not 12. AA=BB=12 12= not 0"),
+        ("The length of AB is 12.", "AB is 12. BA = 21.", "AB is 12: BA = 21. AA=BB=12 21/ 0"),
         ("The length of AB is 12.", "Angle ABC is 12 degrees.", "AB is 12: no 0"),
         ("The length of AB is 12.", "", "AB is 12: no 0"),
         (

@@ -52,10 +52,14 @@ def perceive(row: Mapping[str, Any], response: str) -> Perception:
 
 
 def reflected(annotation: str, response: str) -> bool:
-    """Whether a response states an annotation, true or not: what an ideal judge says."""
+    """Whether a response states an annotation, true or not, and nowhere contradicts it: what an ideal judge says.
+
+    Who says that a side is 5 and that it is 6 has not seen that it is 5.
+    """
     fact = read_fact(annotation)
-    said = {(statement.fact, statement.denied) for statement in statements(response)}
-    return (fact, False) in said and (fact, True) not in said
+    said = list(statements(response))
+    stated = any(statement.fact == fact and not statement.denied for statement in said)
+    return stated and not any(statement.contradicts(fact) for statement in said)
 
 
 def probe(row: Mapping[str, Any]) -> tuple[str, str]:

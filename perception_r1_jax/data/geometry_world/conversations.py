@@ -45,10 +45,10 @@ ANNOTATIONS = 6
 DENIED = 0.3
 """Share of single statements that are turned into their opposite."""
 
-RETOLD = (5, 4, 1, 2)
-"""How often a response states a fact, another one in its place, its opposite, and nothing."""
+RETOLD = (5, 4, 1, 2, 0)
+"""How often a response states a fact, another one in its place, its opposite, nothing, and the fact and another one."""
 
-RETOLD_BADLY = (5, 3, 3, 2)
+RETOLD_BADLY = (4, 3, 3, 2, 3)
 """The same where more is to be told apart."""
 
 TASKS = {"solve": 5, "describe": 3, "read": 1, "probe": 3}
@@ -124,7 +124,7 @@ def _judged(task: str, index: int, split: str, seed: int, rng: random.Random) ->
 
 def _few_statements(split: str, rng: random.Random) -> str:
     shown = _draw_puzzle(split, rng).figure.facts()
-    facts = rng.sample(shown, min(len(shown), rng.randint(1, STATEMENTS)))
+    facts = rng.choices(shown, k=rng.randint(1, STATEMENTS))  # some of them twice, and not always the same
     told = tell([fact if rng.random() < 0.6 else misread(fact, rng) for fact in facts], rng)
     return " ".join(deny(sentence) if rng.random() < DENIED else sentence for sentence in told)
 
@@ -163,9 +163,9 @@ def _draw_case(split: str, rng: random.Random, retold: Sequence[int]) -> JudgeRe
 
 
 def _retell(fact: Fact, rng: random.Random, weights: Sequence[int]) -> list[str]:
-    """What a response makes of a fact, so often each: the fact, another one, its opposite, or nothing."""
-    sentence = say_freely(fact, rng)
-    (told,) = rng.choices(([sentence], [say_freely(misread(fact, rng), rng)], [deny(sentence)], []), weights)
+    """What a response makes of a fact, so often each: the fact, another one, its opposite, nothing, or both."""
+    sentence, other = say_freely(fact, rng), say_freely(misread(fact, rng), rng)
+    (told,) = rng.choices(([sentence], [other], [deny(sentence)], [], [sentence, other]), weights)
     return told
 
 

@@ -61,7 +61,8 @@ def _parts(fact: Fact) -> tuple[str, ...]:
 
 
 def _likeness(fact: Fact, statement: Statement) -> tuple[int, ...]:
-    """Larger is more alike; names count before numbers, and of the same fact stated and denied the denial counts."""
+    """Larger is more alike; names count before numbers, and of statements about the fact's subject a contradiction."""
     names, others = "".join(fact.names), "".join(statement.fact.names)
-    same_value = statement.fact.value == fact.value
-    return names == others, len(set(names) & set(others)), same_value, statement.denied
+    same_subject = names == others
+    telling = statement.contradicts(fact) if same_subject else statement.fact.value == fact.value
+    return same_subject, len(set(names) & set(others)), telling

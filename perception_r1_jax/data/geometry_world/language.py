@@ -85,6 +85,10 @@ class Statement:
     denied: bool
     concluded: bool
 
+    def contradicts(self, fact: Fact) -> bool:
+        """Whether it denies the fact, or states another value for what the fact is about."""
+        return self.fact.subject == fact.subject and (self.fact == fact) == self.denied
+
 
 def say(fact: Fact, way: int = 0) -> str:
     """The fact as a sentence: the annotation, or another way where the kind has that many."""
