@@ -9,6 +9,7 @@ from perception_r1_jax.data.geometry_world import checker, facts, make_problem
 from perception_r1_jax.data.geometry_world.conversations import (
     JUDGED,
     READ,
+    STATEMENTS,
     TASKS,
     judge_case,
     judge_conversation,
@@ -16,6 +17,7 @@ from perception_r1_jax.data.geometry_world.conversations import (
     policy_conversation,
     reading_conversation,
 )
+from perception_r1_jax.data.geometry_world.language import read_fact, statements
 
 CASES = [judge_case(index) for index in range(200)]
 
@@ -63,16 +65,32 @@ def test_the_judge_learns_on_a_few_statements_on_near_misses_and_on_what_it_will
     for task, conversation in zip(tasks, made):
         response = conversation.messages[1].content.partition("\n<info1>")[0]
         assert response.startswith("<think>"[: len(response)]) == (task != "statements")  # some are broken off early
+    alone = [judged(index)[0] for index, task in enumerate(tasks) if task == "statements"]
+    assert {len(list(statements(response))) for response in alone} == set(range(1, STATEMENTS + 1))
+
+
+def judged(index):
+    """The response and the annotations of a judge's conversation, and its reply."""
+    _, user, reply = judge_conversation(index).messages
+    response, _, annotations = user.content.partition("\n<info1>")
+    return response, re.findall(r"<info\d+>(.*)</info\d+>", f"<info1>{annotations}"), reply.content
 
 
 def test_the_verdicts_are_those_of_the_checker():
     for index in range(100):
-        _, user, reply = judge_conversation(index).messages
-        response, _, annotations = user.content.partition("\n<info1>")
-        listed = re.findall(r"<info\d+>(.*)</info\d+>", f"<info1>{annotations}")
-        said = re.findall(r"<info\d+>([01])</info\d+>", reply.content)
+        response, listed, reply = judged(index)
+        said = re.findall(r"<info\d+>([01])</info\d+>", reply)
         assert [bool(int(v)) for v in said] == [checker.reflected(a, response) for a in listed]
         assert said
+
+
+def test_some_of_what_the_judge_is_asked_is_stated_and_contradicted_by_another_value():
+    found = 0
+    for response, listed, _ in map(judged, range(100)):
+        said = {statement.fact for statement in statements(response) if not statement.denied}
+        asked = said & set(map(read_fact, listed))
+        found += sum(any(other.subject == fact.subject and other != fact for other in said) for fact in asked)
+    assert found > 5
 
 
 def test_verdicts_cannot_be_guessed():

@@ -43,7 +43,7 @@ def perceive(row: Mapping[str, Any], response: str) -> Perception:
     true = {*shown, *results}
     about = {fact.subject for fact in shown}
     stated = {
-        statement for statement in statements(response) if not statement.concluded or _subject(statement) in about
+        statement for statement in statements(response) if not statement.concluded or statement.fact.subject in about
     }
     right = {statement for statement in stated if (statement.fact in true) != statement.denied}
     wrong = stated - right
@@ -77,11 +77,7 @@ def _same(word: str, answer: str) -> bool:
     return word == answer or (word.isalpha() and canonical(word) == canonical(answer))
 
 
-def _subject(statement: Statement):
-    return statement.fact.subject
-
-
 def _state(fact: Fact, right: set[Statement], wrong: set[Statement]) -> str:
-    if any(_subject(statement) == fact.subject for statement in wrong):
+    if any(statement.contradicts(fact) for statement in wrong):
         return MISREAD
     return RIGHT if any(statement.fact == fact for statement in right) else ABSENT

@@ -62,7 +62,7 @@ def _parts(fact: Fact) -> tuple[str, ...]:
 
 def _likeness(fact: Fact, statement: Statement) -> tuple[int, ...]:
     """Larger is more alike; names count before numbers, and of statements about the fact's subject a contradiction."""
-    names, others = "".join(fact.names), "".join(statement.fact.names)
-    same_subject = names == others
+    same_subject = statement.fact.subject == fact.subject
+    letters, others = set("".join(fact.names)), set("".join(statement.fact.names))
     telling = statement.contradicts(fact) if same_subject else statement.fact.value == fact.value
-    return same_subject, len(set(names) & set(others)), telling
+    return same_subject, len(letters & others), telling
