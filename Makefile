@@ -42,7 +42,7 @@ mini-models: $(READY)
 		--preprocessor_overrides configs/mini_preprocessor.json --out $(MINI_SFT)/policy_start
 	$(BIN)/python scripts/make_random_checkpoint.py --family qwen2 --scale 3 --spread 0 \
 		--tokenizer $(MINI_SFT)/judge_tokenizer --config_overrides configs/mini_judge.json --out $(MINI_SFT)/judge_start
-	for stage in reading policy judge; do \
+	for stage in reading binding policy judge; do \
 		$(BIN)/python scripts/sft.py --config configs/mini_sft_$$stage.py --workdir $(MINI_SFT)/$$stage || exit 1; done
 	for model in policy judge; do \
 		$(BIN)/python -m tools.convert_weights.jax_to_hf --checkpoint $(MINI_SFT)/$$model \

@@ -14,6 +14,4 @@ def get_config() -> ConfigDict:
     config.sft.row_tokens = 512  # several conversations
     config.sft.row_windows = 0  # no pictures
     config.sft.rows_per_step = 8  # rows
-    config.optimizer.name = "muon"  # finds out what to compare in fewer steps than AdamW
-    config.optimizer.learning_rate = 2e-3  # high, as small models want it
     return config

@@ -1,4 +1,4 @@
-"""How the embedded policy was made, second stage: from reading to solving. `make mini-models` runs it."""
+"""How the embedded policy was made, third stage: from seeing to solving. `make mini-models` runs it."""
 
 from ml_collections import ConfigDict
 
@@ -8,11 +8,11 @@ from perception_r1_jax.sft.config import sft_config
 def get_config() -> ConfigDict:
     """A small model, short rows."""
     config = sft_config()
-    config.steps = 3000  # some 70 conversations each
+    config.steps = 2600  # some 70 conversations each
 
     config.data.path = "geometry_world:policy"  # drawn as they are needed, no two alike
 
-    config.model.path = "runs/mini_sft/reading"  # what configs/mini_sft_reading.py made
+    config.model.path = "runs/mini_sft/binding"  # what configs/mini_sft_binding.py made
     config.model.dtype = "float32"  # a CPU is no quicker in less
     config.model.remat = "none"  # the activations are small
 
@@ -24,8 +24,9 @@ def get_config() -> ConfigDict:
     config.sft.validate_conversations = 256  # of the val split
     config.sft.log_every = 50  # steps
 
+    config.optimizer.name = "muon"  # takes fewer steps than AdamW
     config.optimizer.warmup_fraction = 0.02  # of the steps
-    config.optimizer.learning_rate = 1e-3  # high, as small models want it
+    config.optimizer.learning_rate = 2e-3  # high, as small models want it
     config.optimizer.b2 = 0.98  # a short memory: the gradients change quickly
     config.optimizer.weight_decay = 0.01  # of matrices
     config.checkpoint.every = 500  # steps

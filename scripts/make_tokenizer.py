@@ -36,6 +36,7 @@ from perception_r1_jax.records import IMAGE_MARKER
 
 SENTENCES = 6000
 CONVERSATIONS = 4000
+TASKS = {"solve": 5, "describe": 3, "read": 1, "probe": 3}  # what has all words; however often a policy does what
 SPECIAL_TOKENS = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -143,7 +144,7 @@ def draw_world(seed: int = 0) -> Iterator[str]:
     system = load_prompt(MINI_JUDGE_PROMPT).system
     for index in range(CONVERSATIONS):
         yield from ("system\n", "You are a helpful assistant.", "user\n", "assistant\n")  # of the chat template
-        for message in policy_conversation(index, seed=seed).messages:
+        for message in policy_conversation(index, seed=seed, tasks=TASKS).messages:
             yield message.content.replace(IMAGE_MARKER, "")
         case = judge_case(index, seed=seed)
         # In this order whatever the judge's prompt: other line ends would make other merges than the policy learned.

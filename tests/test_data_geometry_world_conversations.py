@@ -11,6 +11,7 @@ from perception_r1_jax.data.geometry_world.conversations import (
     READ,
     STATEMENTS,
     TASKS,
+    binding_conversation,
     judge_case,
     judge_conversation,
     misread,
@@ -18,6 +19,7 @@ from perception_r1_jax.data.geometry_world.conversations import (
     reading_conversation,
 )
 from perception_r1_jax.data.geometry_world.language import read_fact, statements
+from perception_r1_jax.data.geometry_world.problems import LOOK
 
 CASES = [judge_case(index) for index in range(200)]
 
@@ -56,6 +58,54 @@ def test_first_pictures_mostly_show_few_texts_and_the_answer_names_those_that_ar
         assert all(answer.count(text) <= texts.count(text) for text in answer)
     assert 0.6 < sum(len(answer) <= 3 for answer in answers) / len(answers) < 0.85
     assert any(len(answer) > 4 for answer in answers)
+
+
+def test_each_number_is_named_with_what_it_stands_at_from_left_to_right():
+    for index in range(100):
+        problem = make_problem(index)
+        numbers = problem.drawing.texts[len(problem.puzzle.figure.points) :]
+        places = {text.removesuffix("°"): x for text, (x, _) in numbers}
+        pairs = [pair.split() for pair in binding_conversation(index).messages[1].content.split(", ")]
+        told = {(name, int(number.removesuffix("°"))) for number, name in pairs}
+        shown = {(fact.names[0], fact.value) for fact in problem.puzzle.figure.facts() if fact.value is not None}
+        assert told == shown
+        assert all(number.endswith("°") == (len(name) == 3) for number, name in pairs)
+        if len(places) == len(pairs):  # a number that stands twice has no one place
+            left = [places[number.removesuffix("°")] for number, _ in pairs]
+            assert left == sorted(left)
+
+
+def test_to_look_first_is_to_go_over_the_picture_from_left_to_right_and_then_to_solve():
+    made = [policy_conversation(index, tasks={"look": 1}) for index in range(60)]
+    bound = [binding_conversation(index).messages[1].content for index in range(60)]
+    for index, conversation in enumerate(made):
+        problem, response = make_problem(index), conversation.messages[1].content
+        assert response.startswith(f"<think>\n{LOOK} ")
+        row = problem.row()
+        assert checker.perceive(row, response).perceived
+        assert response.endswith(f"\\boxed{{{problem.puzzle.answer}}}\n</answer>")
+        seen = (statement for statement in statements(response) if not statement.concluded and statement.fact.value)
+        told = [statement.fact for statement in sorted(seen, key=lambda statement: response.index(statement.words))]
+        numbers = [f"{fact.value}{'°' * (fact.kind == facts.ANGLE)} {fact.names[0]}" for fact in told]
+        assert numbers == [pair for pair in bound[index].split(", ") if pair in numbers]
+
+
+def test_a_survey_tells_all_in_one_way_and_a_description_in_many():
+    def told(task, index, seed):
+        return policy_conversation(index, seed=seed, tasks={task: 1}).messages[1].content
+
+    for index in range(40):
+        shown = set(make_problem(index).puzzle.figure.facts())
+        for task in ("survey", "describe"):
+            assert {statement.fact for statement in statements(told(task, index, 0))} == shown
+    assert all(" measures " not in told("survey", index, 0) for index in range(40))
+    assert any(" measures " in told("describe", index, 0) for index in range(40))
+
+
+def test_half_of_the_pictures_that_ask_for_numbers_have_no_lines():
+    drawn = [conversation.images[0] for conversation in map(binding_conversation, range(100))]
+    bare = sum(image != make_problem(index).problem().images[0] for index, image in enumerate(drawn))
+    assert 35 < bare < 65
 
 
 def test_the_judge_learns_on_a_few_statements_on_near_misses_and_on_what_it_will_be_asked():

@@ -80,7 +80,7 @@ def test_nothing_is_validated_on_what_it_trains_on(config, tmp_path):
     resolve(config)
 
 
-@pytest.mark.parametrize("name", ["reading", "policy", "judge"])
+@pytest.mark.parametrize("name", ["reading", "binding", "policy", "judge"])
 def test_the_configs_at_hand_are_valid(name):
     config = importlib.import_module(f"configs.mini_sft_{name}").get_config()
     config.model.path = "random"

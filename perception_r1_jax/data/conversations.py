@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from perception_r1_jax.data.errors import DataError, DroppedProblem
 from perception_r1_jax.data.geometry_world.conversations import (
+    binding_conversation,
     judge_conversation,
     policy_conversation,
     reading_conversation,
@@ -35,6 +36,7 @@ def _is_list(kind: pa.DataType) -> bool:
 ROLES = ("system", "user", "assistant")
 WORLD = {
     "geometry_world:reading": reading_conversation,
+    "geometry_world:binding": binding_conversation,
     "geometry_world:policy": policy_conversation,
     "geometry_world:judge": judge_conversation,
 }

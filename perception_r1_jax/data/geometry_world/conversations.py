@@ -5,16 +5,26 @@ from __future__ import annotations
 import dataclasses
 import functools
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from perception_r1_jax.assets import MINI_JUDGE_PROMPT
 from perception_r1_jax.data.geometry_world.draw import render
-from perception_r1_jax.data.geometry_world.facts import Fact, make_fact
+from perception_r1_jax.data.geometry_world.facts import ANGLE, LENGTH, Fact, make_fact
 from perception_r1_jax.data.geometry_world.families import FAMILIES
 from perception_r1_jax.data.geometry_world.judging import judge_answer
 from perception_r1_jax.data.geometry_world.language import ask, deny, say, say_freely, statements
 from perception_r1_jax.data.geometry_world.layout import Drawing
-from perception_r1_jax.data.geometry_world.problems import WorldProblem, make_problem, make_puzzle, respond, tell
+from perception_r1_jax.data.geometry_world.problems import (
+    LOOK,
+    WorldProblem,
+    look_first,
+    make_problem,
+    make_puzzle,
+    numbers_from_left_to_right,
+    respond,
+    survey,
+    tell,
+)
 from perception_r1_jax.data.geometry_world.puzzle import LETTERS, Puzzle
 from perception_r1_jax.judge.prompts import JudgePrompt, JudgeRequest, load_prompt
 from perception_r1_jax.records import IMAGE_MARKER, Conversation, Message
@@ -23,18 +33,26 @@ INSTRUCTION = "Think, then answer in \\boxed{}."
 """Follows every question that wants a solution, in training and in use (`config.format_instruction`)."""
 
 DESCRIBE = "Describe the picture."
+SURVEY = "Describe the picture from left to right."
 READ = "Which letters and numbers are in the picture, from left to right?"
+BIND = "Which numbers are in the picture, and of what, from left to right?"
 PROBES = 3
 """At most so many single facts are asked for in one conversation."""
 
 LEFT_OUT = 0.7
 """Share of the first pictures that show only up to three of their texts, and of those that show no lines."""
 
+BARE = 0.5
+"""Share of the pictures that show no lines where it is asked which number is of what."""
+
 CUT = 0.05
 """Share of the judge's responses that break off somewhere."""
 
 JUDGED = {"statements": 1, "nearly": 2, "use": 1}
 """How often a judge's conversation is about a few statements, about nearly what a response states, or as in use."""
+
+LOOKS = 0.3
+"""Share of the judge's responses that begin as one does that looks first."""
 
 STATEMENTS = 4
 """At most so many statements stand alone."""
@@ -51,8 +69,13 @@ RETOLD = (5, 4, 1, 2, 0)
 RETOLD_BADLY = (4, 3, 3, 2, 3)
 """The same where more is to be told apart."""
 
-TASKS = {"solve": 5, "describe": 3, "read": 1, "probe": 3}
-"""How often a policy's conversation is about what."""
+TASKS = {"solve": 9, "look": 3, "describe": 2, "survey": 6, "read": 2, "probe": 4}
+"""How often a policy's conversation is about what.
+
+To state things in any order and any words, a model has to find the number of a given side. That a small model hardly
+learns. What it learns is to go over the picture from left to right, and to find the side of a given number. It hears
+both, the second less often, and sees well when it looks first: which of the two pays is left to GRPO.
+"""
 
 
 def reading_conversation(index: int, split: str = "train", seed: int = 0) -> Conversation:
@@ -63,15 +86,36 @@ def reading_conversation(index: int, split: str = "train", seed: int = 0) -> Con
         texts = rng.sample(drawing.texts, rng.randint(1, 3))
         drawing = dataclasses.replace(drawing, texts=tuple(texts))
     if rng.random() < LEFT_OUT:
-        drawing = dataclasses.replace(drawing, lines=(), marks=(), arcs=(), circles=(), dots=())
+        drawing = _without_lines(drawing)
     messages = (Message("user", IMAGE_MARKER + READ), Message("assistant", _read(drawing)))
     return Conversation(f"reading-{seed}/{split}/{index}", (render(drawing),), messages)
 
 
-def policy_conversation(index: int, split: str = "train", seed: int = 0) -> Conversation:
+def binding_conversation(index: int, split: str = "train", seed: int = 0) -> Conversation:
+    """A picture, often without its lines, and each number in it with its side or angle: what a policy learns second."""
+    problem = make_problem(index, split, seed)
+    rng = random.Random(f"binding/{seed}/{split}/{index}")
+    drawing = _without_lines(problem.drawing) if rng.random() < BARE else problem.drawing
+    messages = (Message("user", IMAGE_MARKER + BIND), Message("assistant", _bind(problem)))
+    return Conversation(f"binding-{seed}/{split}/{index}", (render(drawing),), messages)
+
+
+def _without_lines(drawing: Drawing) -> Drawing:
+    return dataclasses.replace(drawing, lines=(), marks=(), arcs=(), circles=(), dots=())
+
+
+def _bind(problem: WorldProblem) -> str:
+    """Each number and the one name of what it stands at, as "12 PJ, 40° ABC"."""
+    unit = {LENGTH: "", ANGLE: "°"}
+    return ", ".join(f"{fact.value}{unit[fact.kind]} {fact.names[0]}" for fact in numbers_from_left_to_right(problem))
+
+
+def policy_conversation(
+    index: int, split: str = "train", seed: int = 0, tasks: Mapping[str, int] = TASKS
+) -> Conversation:
     """A picture and one thing to do with it: solve a problem, tell all facts, read all texts, or answer probes."""
     rng = random.Random(f"task/{seed}/{split}/{index}")
-    (task,) = rng.choices(list(TASKS), list(TASKS.values()))
+    (task,) = rng.choices(list(tasks), list(tasks.values()))
     return _converse(task, index, split, seed)
 
 
@@ -89,8 +133,12 @@ def _turns(task: str, problem: WorldProblem, rng: random.Random) -> list[tuple[s
     match task:
         case "solve":
             return [(f"{problem.question} {INSTRUCTION}", problem.solution)]
+        case "look":
+            return [(f"{problem.question} {INSTRUCTION}", look_first(problem, rng))]
         case "describe":
             return [(DESCRIBE, " ".join(tell(shown, rng)))]
+        case "survey":
+            return [(SURVEY, " ".join(survey(problem, shown)))]
         case "read":
             return [(READ, _read(problem.drawing))]
         case _:
@@ -109,6 +157,8 @@ def judge_conversation(index: int, split: str = "train", seed: int = 0) -> Conve
     rng = random.Random(f"judged/{seed}/{split}/{index}")
     (task,) = rng.choices(list(JUDGED), list(JUDGED.values()))
     request = _judged(task, index, split, seed, rng)
+    if rng.random() < LOOKS:
+        request = dataclasses.replace(request, response=request.response.replace("\n", f"\n{LOOK} ", 1))
     asked = (Message(**message) for message in _judge_prompt().messages(request))
     name = f"{task}-{seed}/{split}/{index}"
     return Conversation(name, (), (*asked, Message("assistant", judge_answer(request))))

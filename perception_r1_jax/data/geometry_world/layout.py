@@ -31,7 +31,11 @@ Line = tuple[Point, Point]
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-    """Strokes in pixels from the upper left corner. Arcs are (center, radius, start and end in degrees)."""
+    """Strokes and texts in pixels from the upper left corner.
+
+    Arcs are (center, radius, start and end in degrees). The texts are the points' letters, then the lengths, then the
+    angles, each in the figure's order.
+    """
 
     lines: tuple[Line, ...]
     marks: tuple[Line, ...]

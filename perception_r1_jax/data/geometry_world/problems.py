@@ -29,13 +29,16 @@ SIZES = {"train": 2000, "val": 400, "test": 400}
 """How many problems a split has where nobody says otherwise."""
 
 IN_TEXT = 0.15
-"""Share of problems whose question tells all that the picture shows: they can be solved without looking."""
+"""Share of problems whose question tells all that the solution needs: they can be solved without looking."""
 
 WITH_CHOICES = 0.4
 """Share of problems with four answers to choose from: one in four guesses is right."""
 
 TELLS_ALL = 0.33
 """Share of solutions that state all that the picture shows, not only what is needed."""
+
+LOOK = "From left to right:"
+"""How a response begins that goes over the picture before it thinks."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +113,20 @@ def owner(needed: tuple[Fact, ...]) -> str:
     return _OWNERS[zlib.crc32(" ".join(map(say, sorted(needed, key=repr))).encode()) % len(_OWNERS)]
 
 
+def numbers_from_left_to_right(problem: WorldProblem) -> list[Fact]:
+    """The facts that are numbers, as these stand in the picture."""
+    figure = problem.puzzle.figure
+    numbered = (fact for fact in figure.facts() if fact.value is not None)
+    texts = problem.drawing.texts[len(figure.points) :]
+    return [fact for _, fact in sorted(zip(texts, numbered, strict=True), key=lambda pair: pair[0][1][0])]
+
+
+def survey(problem: WorldProblem, facts: Sequence[Fact]) -> list[str]:
+    """The facts as sentences, always in the same words: the numbers from left to right, then what has none."""
+    numbers = [fact for fact in numbers_from_left_to_right(problem) if fact in facts]
+    return [say(fact, 1) for fact in (*numbers, *(fact for fact in facts if fact.value is None))]
+
+
 def _question(puzzle: Puzzle, rng: random.Random) -> str:
     question = rng.choice(puzzle.questions)
     if rng.random() < IN_TEXT:
@@ -136,6 +153,16 @@ def tell(facts: Sequence[Fact], rng: random.Random) -> list[str]:
 
 def respond(puzzle: Puzzle, sentences: Sequence[str], rng: random.Random) -> str:
     """A response that states what these sentences say, with the rule before or after them."""
-    thoughts = [puzzle.reason, *sentences] if rng.random() < 0.5 else [*sentences, puzzle.reason]
-    thoughts.append(f"So {' and '.join((*puzzle.steps, f'the answer is {puzzle.answer}'))}.")
-    return f"<think>\n{' '.join(thoughts)}\n</think>\n<answer>\n\\boxed{{{puzzle.answer}}}\n</answer>"
+    return _conclude(puzzle, [puzzle.reason, *sentences] if rng.random() < 0.5 else [*sentences, puzzle.reason])
+
+
+def look_first(problem: WorldProblem, rng: random.Random) -> str:
+    """A response that goes over the picture before it thinks."""
+    puzzle = problem.puzzle
+    return _conclude(puzzle, [LOOK, *survey(problem, _told(puzzle, rng)), puzzle.reason])
+
+
+def _conclude(puzzle: Puzzle, thoughts: Sequence[str]) -> str:
+    conclusion = f"So {' and '.join((*puzzle.steps, f'the answer is {puzzle.answer}'))}."
+    thought = " ".join((*thoughts, conclusion))
+    return f"<think>\n{thought}\n</think>\n<answer>\n\\boxed{{{puzzle.answer}}}\n</answer>"
