@@ -6,15 +6,15 @@ is learned in a few hundred steps. `make mini-models` runs it.
 
 from ml_collections import ConfigDict
 
-from configs import mini_sft_reading
+from configs import mini_sft_policy
 
 
 def get_config() -> ConfigDict:
-    """As the first stage, on from what it made."""
-    config = mini_sft_reading.get_config()
+    """As the third stage, with shorter conversations."""
+    config = mini_sft_policy.get_config()
     config.steps = 1500  # some 90 conversations each
     config.data.path = "geometry_world:binding"  # drawn as they are needed, no two alike
     config.model.path = "runs/mini_sft/reading"  # what configs/mini_sft_reading.py made
-    config.optimizer.name = "muon"  # takes fewer steps than AdamW
-    config.optimizer.learning_rate = 2e-3  # high, as small models want it
+    config.sft.row_windows = 6  # a picture is one window, and five or six conversations make a row
+    config.sft.rows_per_step = 16  # rows
     return config

@@ -7,17 +7,15 @@ steps. Short questions about pictures with few letters get over that more quickl
 
 from ml_collections import ConfigDict
 
-from configs import mini_sft_policy
+from configs import mini_sft_binding
 
 
 def get_config() -> ConfigDict:
-    """As the last stage, with shorter conversations and AdamW."""
-    config = mini_sft_policy.get_config()
+    """As the second stage, with AdamW."""
+    config = mini_sft_binding.get_config()
     config.steps = 1000  # some 90 conversations each
     config.data.path = "geometry_world:reading"  # drawn as they are needed, no two alike
     config.model.path = "runs/mini_sft/policy_start"  # random weights, of the embedded policy's shapes
-    config.sft.row_windows = 6  # a picture is one window, and five or six conversations make a row
-    config.sft.rows_per_step = 16  # rows
-    config.optimizer.name = "adamw"  # what it was tried with
+    config.optimizer.name = "adamw"  # Muon has not been tried on it
     config.optimizer.learning_rate = 1e-3  # high, as small models want it
     return config

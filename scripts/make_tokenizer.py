@@ -36,7 +36,8 @@ from perception_r1_jax.records import IMAGE_MARKER
 
 SENTENCES = 6000
 CONVERSATIONS = 4000
-TASKS = {"solve": 5, "describe": 3, "read": 1, "probe": 3}  # what has all words; however often a policy does what
+# A policy's tasks, so often each. Not its own shares: those may change, and the tokens that it has learned may not.
+TASKS = {"solve": 5, "describe": 3, "read": 1, "probe": 3}
 SPECIAL_TOKENS = (
     "<|endoftext|>",
     "<|im_start|>",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 import re
 
+import pytest
+
 from perception_r1_jax.data.geometry_world import checker, facts, make_problem
 from perception_r1_jax.data.geometry_world.conversations import (
     JUDGED,
@@ -91,15 +93,15 @@ def test_to_look_first_is_to_go_over_the_picture_from_left_to_right_and_then_to_
 
 
 def test_a_survey_tells_all_in_one_way_and_a_description_in_many():
-    def told(task, index, seed):
-        return policy_conversation(index, seed=seed, tasks={task: 1}).messages[1].content
+    def told(task, index):
+        return policy_conversation(index, tasks={task: 1}).messages[1].content
 
     for index in range(40):
         shown = set(make_problem(index).puzzle.figure.facts())
         for task in ("survey", "describe"):
-            assert {statement.fact for statement in statements(told(task, index, 0))} == shown
-    assert all(" measures " not in told("survey", index, 0) for index in range(40))
-    assert any(" measures " in told("describe", index, 0) for index in range(40))
+            assert {statement.fact for statement in statements(told(task, index))} == shown
+    assert all(" measures " not in told("survey", index) for index in range(40))
+    assert any(" measures " in told("describe", index) for index in range(40))
 
 
 def test_half_of_the_pictures_that_ask_for_numbers_have_no_lines():
@@ -124,6 +126,16 @@ def judged(index):
     _, user, reply = judge_conversation(index).messages
     response, _, annotations = user.content.partition("\n<info1>")
     return response, re.findall(r"<info\d+>(.*)</info\d+>", f"<info1>{annotations}"), reply.content
+
+
+def test_some_of_the_responses_that_the_judge_hears_look_first():
+    whole = [response for response, _, _ in map(judged, range(200)) if response.startswith("<think>\n")]
+    assert 0.2 < sum(response.startswith(f"<think>\n{LOOK} ") for response in whole) / len(whole) < 0.4
+
+
+def test_a_task_that_nobody_knows_is_named():
+    with pytest.raises(ValueError, match="No task 'solv'; take of solve, look"):
+        policy_conversation(0, tasks={"solv": 1})
 
 
 def test_the_verdicts_are_those_of_the_checker():

@@ -52,7 +52,7 @@ JUDGED = {"statements": 1, "nearly": 2, "use": 1}
 """How often a judge's conversation is about a few statements, about nearly what a response states, or as in use."""
 
 LOOKS = 0.3
-"""Share of the judge's responses that begin as one does that looks first."""
+"""Share of the judge's whole responses that begin as one does that looks first."""
 
 STATEMENTS = 4
 """At most so many statements stand alone."""
@@ -72,9 +72,9 @@ RETOLD_BADLY = (4, 3, 3, 2, 3)
 TASKS = {"solve": 9, "look": 3, "describe": 2, "survey": 6, "read": 2, "probe": 4}
 """How often a policy's conversation is about what.
 
-To state things in any order and any words, a model has to find the number of a given side. That a small model hardly
-learns. What it learns is to go over the picture from left to right, and to find the side of a given number. It hears
-both, the second less often, and sees well when it looks first: which of the two pays is left to GRPO.
+To state things in any order and any words ("solve", "describe"), a model has to find the number of a given side, which
+a small one hardly learns. From left to right ("look", "survey") it has to find the side of a given number, which it
+does learn. Only every fourth solution begins so: that it pays to look first is left to GRPO to find out.
 """
 
 
@@ -87,8 +87,7 @@ def reading_conversation(index: int, split: str = "train", seed: int = 0) -> Con
         drawing = dataclasses.replace(drawing, texts=tuple(texts))
     if rng.random() < LEFT_OUT:
         drawing = _without_lines(drawing)
-    messages = (Message("user", IMAGE_MARKER + READ), Message("assistant", _read(drawing)))
-    return Conversation(f"reading-{seed}/{split}/{index}", (render(drawing),), messages)
+    return _one_turn(f"reading-{seed}/{split}/{index}", drawing, READ, _read(drawing))
 
 
 def binding_conversation(index: int, split: str = "train", seed: int = 0) -> Conversation:
@@ -96,8 +95,12 @@ def binding_conversation(index: int, split: str = "train", seed: int = 0) -> Con
     problem = make_problem(index, split, seed)
     rng = random.Random(f"binding/{seed}/{split}/{index}")
     drawing = _without_lines(problem.drawing) if rng.random() < BARE else problem.drawing
-    messages = (Message("user", IMAGE_MARKER + BIND), Message("assistant", _bind(problem)))
-    return Conversation(f"binding-{seed}/{split}/{index}", (render(drawing),), messages)
+    return _one_turn(f"binding-{seed}/{split}/{index}", drawing, BIND, _bind(problem))
+
+
+def _one_turn(name: str, drawing: Drawing, question: str, answer: str) -> Conversation:
+    messages = (Message("user", IMAGE_MARKER + question), Message("assistant", answer))
+    return Conversation(name, (render(drawing),), messages)
 
 
 def _without_lines(drawing: Drawing) -> Drawing:
@@ -141,8 +144,10 @@ def _turns(task: str, problem: WorldProblem, rng: random.Random) -> list[tuple[s
             return [(SURVEY, " ".join(survey(problem, shown)))]
         case "read":
             return [(READ, _read(problem.drawing))]
-        case _:
+        case "probe":
             return [ask(fact, rng) for fact in rng.sample(shown, min(PROBES, len(shown)))]
+        case _:
+            raise ValueError(f"No task {task!r}; take of {', '.join(TASKS)}.")
 
 
 def _read(drawing: Drawing) -> str:
