@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv$(if $(filter-out python3,$(PYTHON)),-$(notdir $(PYTHON)))
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-WORKDIR ?= runs/debug
 MINI := runs/mini
+WORKDIR ?= $(MINI)/run
 MINI_SFT := runs/mini_sft
 MINI_ASSETS := perception_r1_jax/assets/mini
 WORLD := $(wildcard perception_r1_jax/data/geometry_world/*.py perception_r1_jax/data/geometry_world/*/*.py)
@@ -16,8 +16,10 @@ PARALLEL := -n 2 --dist loadfile
 
 .PHONY: train claim mini-inputs mini-models test test-slow lint environment
 
-train: $(READY)
-	$(BIN)/python scripts/train.py --config configs/debug.py --workdir $(WORKDIR)
+# Perception-R1 in miniature, and its report. Stopped at any time it goes on where it was.
+train: mini-inputs
+	$(BIN)/python scripts/train.py --config configs/mini.py --workdir $(WORKDIR)
+	$(BIN)/python scripts/report.py $(WORKDIR)
 
 # About 3 hours on 2 cores; stopped at any time it goes on where it was.
 claim: mini-inputs

@@ -49,6 +49,7 @@ setup(
             "pytest>=8.3,<10",
             "pytest-xdist>=3.6,<4",
             "ruff>=0.12,<0.18",
+            "setuptools>=77",
             "tensorboard>=2.19,<3",
         ],
         "torch": ["torch>=2.7,<3"],

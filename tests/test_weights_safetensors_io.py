@@ -39,10 +39,17 @@ def test_a_tensor_beyond_the_limit_has_a_shard_of_its_own(tmp_path, arrays):
 
 
 def test_the_index_lists_sizes_and_files(tmp_path, arrays):
-    _write(tmp_path, arrays, max_shard_bytes=1000)
+    _write(tmp_path, arrays, max_shard_bytes=200)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     assert index["metadata"] == {"total_size": 320}
-    assert index["weight_map"] == dict.fromkeys("abcde", "model-00001-of-00001.safetensors")
+    first, second = (f"model-0000{i}-of-00002.safetensors" for i in (1, 2))
+    assert index["weight_map"] == dict.fromkeys("abc", first) | dict.fromkeys("de", second)
+
+
+def test_what_fits_into_one_file_has_no_index(tmp_path, arrays):
+    _write(tmp_path, arrays, max_shard_bytes=1000)
+    assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
+    assert [tensor.name for tensor in stored_tensors(tmp_path)] == list("abcde")
 
 
 def test_a_block_is_read(tmp_path):

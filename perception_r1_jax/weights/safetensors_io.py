@@ -99,7 +99,7 @@ def _dtype(path: Path, name: str, stored: str) -> np.dtype:
 def write_shards(
     directory: Path, sizes: Mapping[str, int], tensors: Iterable[tuple[str, np.ndarray]], max_shard_bytes: int
 ) -> None:
-    """Writes tensors as they come into numbered shards, and the index.
+    """Writes tensors as they come into numbered shards with an index, or into a single file where they fit into one.
 
     Args:
         directory: must exist.
@@ -111,13 +111,14 @@ def write_shards(
     weight_map = {}
     stream = iter(tensors)
     for number, names in enumerate(shards, start=1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else SINGLE_FILE
         held = dict(next(stream) for _ in names)
         safetensors.numpy.save_file(held, directory / file, metadata={"format": "pt"})
         (directory / file).chmod(0o644)  # save_file lets only the owner read
         weight_map |= dict.fromkeys(held, file)
-    index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": dict(sorted(weight_map.items()))}
-    (directory / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": dict(sorted(weight_map.items()))}
+        (directory / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
 
 
 def _plan_shards(sizes: Mapping[str, int], max_shard_bytes: int) -> list[list[str]]:
