@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
     """GRPO with all four rewards, and an evaluation before and after."""
     config = default_config()
     config.seed = 0  # of shuffling and sampling
-    config.steps = 45  # some six minutes; much later the policy finds out what the judge overlooks (docs/claim.md)
+    config.steps = 45  # some seven minutes; soon after, the policy finds what the judge overlooks (docs/claim.md)
     config.format_instruction = INSTRUCTION  # as the policy heard it before
 
     config.data.path = "runs/mini/data"  # `make mini-inputs` writes it

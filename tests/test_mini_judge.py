@@ -1,6 +1,7 @@
 """The embedded judge agrees with the world's own checker, on responses to problems it never saw, and on traps.
 
-Most facts of a trap are stated rightly, and one is not: a digit or a letter is changed, or it is denied.
+Most facts of a trap are stated rightly, and one is not: a digit or a letter is changed, or it is denied, or two
+things are said of it.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def judge():
         prompt=MINI_JUDGE_PROMPT,
         mode="free",
         max_prompt_tokens=160,
-        max_new_tokens=224,
+        max_new_tokens=224,  # these ask about more than the needed facts, which are all that a run asks about
         batch_size=32,
         dtype=jnp.float32,
     )
@@ -56,6 +57,11 @@ def denied(fact: Fact, rng: random.Random) -> str:
     return deny(say_freely(fact, rng))
 
 
+def contradicted(fact: Fact, rng: random.Random) -> str:
+    """The fact, and later or before also another number."""
+    return " ".join(rng.sample([say_freely(fact, rng), digit_changed(fact, rng)], 2))
+
+
 def _other(fact: Fact, rng: random.Random, keeps) -> Fact:
     return next(other for other in iter(lambda: misread(fact, rng), None) if keeps(other))
 
@@ -64,7 +70,8 @@ def trap(alter, index: int) -> JudgeRequest:
     """A right response of the test split in which one fact is altered, and the true annotations."""
     rng = random.Random(f"trap/{index}")
     puzzle = make_puzzle(rng.choice(list(FAMILIES)), "test", rng)
-    altered = rng.choice([fact for fact in puzzle.needed if alter is not digit_changed or fact.value is not None])
+    numbers = alter in (digit_changed, contradicted)
+    altered = rng.choice([fact for fact in puzzle.needed if not numbers or fact.value is not None])
     sentences = [alter(fact, rng) if fact is altered else say_freely(fact, rng) for fact in puzzle.needed]
     return JudgeRequest(tuple(map(say, puzzle.needed)), respond(puzzle, sentences, rng))
 
@@ -82,6 +89,11 @@ def test_it_agrees_on_responses_of_a_split_that_it_never_saw(judge):
     assert agreement(judge, [judge_case(index, "test") for index in range(CASES)]) >= AGREEMENT
 
 
-@pytest.mark.parametrize("alter", [digit_changed, letters_changed, denied])
+OVERLOOKED = pytest.mark.xfail(strict=True, reason="71%: it quotes the statement that is right (docs/claim.md)")
+
+
+@pytest.mark.parametrize(
+    "alter", [digit_changed, letters_changed, denied, pytest.param(contradicted, marks=OVERLOOKED)]
+)
 def test_it_is_not_taken_in(judge, alter):
     assert agreement(judge, [trap(alter, index) for index in range(CASES)]) >= AGREEMENT
