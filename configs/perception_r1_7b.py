@@ -52,6 +52,9 @@ def get_config() -> ConfigDict:
     config.rollout.temperature = 1.0  # the policy's own distribution: strictly on-policy
     config.rollout.top_p = 1.0  # off
     config.rollout.top_k = 0  # off
+    config.rollout.min_p = 0.0  # off
+    config.rollout.min_new_tokens = 0  # a response may end at once
+    config.rollout.stop_strings = ()  # none: the stop ids alone end a response
     config.rollout.prompt_buckets = (512, 1024, 2048, 4096)  # 4,096 is their limit; ours drops and names, never cuts
     config.rollout.window_buckets = (0, 16, 32, 64, 96, 192)  # 1.8 megapixels fill 144 windows, more if narrow
     config.rollout.response_buckets = (512, 1024, 2048, 4096)  # 4,096 is their limit

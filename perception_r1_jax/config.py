@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from perception_r1_jax.data.load import WORLD
 from perception_r1_jax.errors import UserError
 from perception_r1_jax.grpo.losses import AGGREGATIONS, KL_ESTIMATORS
+from perception_r1_jax.inference.stop import STOP_STRINGS, are_stop_strings
 from perception_r1_jax.judge.template import MODES
 from perception_r1_jax.models import REMAT_POLICIES
 from perception_r1_jax.rewards.accuracy import FIDELITIES
@@ -56,6 +57,8 @@ LEAST = {
     "rollout.prompts_per_step": 1,
     "rollout.samples_per_prompt": 2,  # advantages compare the members of a group
     "rollout.top_k": 0,
+    "rollout.min_p": 0,
+    "rollout.min_new_tokens": 0,
     "reward.ngram_size": 1,
     "reward.workers": 1,
     "grpo.clip_low": 0,
@@ -140,6 +143,9 @@ def default_config() -> ConfigDict:
     config.rollout.temperature = 1.0  # divides the logits, in training too
     config.rollout.top_p = 1.0  # draw from the likeliest tokens that have this probability together; 1: from all
     config.rollout.top_k = 0  # draw from so many of the likeliest tokens; 0: from all
+    config.rollout.min_p = 0.0  # draw from tokens at least this times as probable as the likeliest; 0: from all
+    config.rollout.min_new_tokens = 0  # a stop id is drawn only after so many tokens
+    config.rollout.stop_strings = ()  # texts that end a response as a stop id does; it keeps them
     config.rollout.prompt_buckets = (512, 1024, 2048, 4096)  # tokens; a longer prompt is dropped and named
     config.rollout.window_buckets = (0, 16, 32, 64, 96, 192)  # 112-pixel windows; more are dropped and named
     config.rollout.response_buckets = (512, 1024, 2048, 4096)  # tokens; the last one is the limit of a response
@@ -223,9 +229,13 @@ def validate(config: ConfigDict) -> None:
     """
     check_fields(config, LEAST)
     _require(config, "rollout.top_p", 0 < config.rollout.top_p <= 1, "it must be above 0 and at most 1")
+    _require(config, "rollout.min_p", config.rollout.min_p <= 1, "it must be at most 1")
+    _require(config, "rollout.stop_strings", are_stop_strings(config.rollout.stop_strings), f"give {STOP_STRINGS}")
     _require(config, "judge.flip_share", 0 <= config.judge.flip_share <= 1, "it must be between 0 and 1")
     for field, least in {"prompt_buckets": 1, "window_buckets": 0, "response_buckets": 1}.items():
         _check_buckets(config, f"rollout.{field}", least)
+    minimum, limit = config.rollout.min_new_tokens, config.rollout.response_buckets[-1]
+    _require(config, "rollout.min_new_tokens", minimum <= limit, f"it is above the largest response bucket, {limit}")
     check_divides("grpo.micro_batch_prompts", config.grpo.micro_batch_prompts, config.rollout.prompts_per_step)
     check_divides("grpo.micro_batch_samples", config.grpo.micro_batch_samples, config.rollout.samples_per_prompt)
     _check_paths(config)

@@ -96,11 +96,13 @@ def test_overrides_keep_the_field_s_type(monkeypatch):
         "--config.rollout.response_buckets=48",
         "--config.optimizer.learning_rate=1",
         "--config.model.freeze_vision=true",
+        "--config.rollout.stop_strings=('</answer>', 'Q:')",
     )
     assert config.rollout.prompt_buckets == (64, 128)
     assert config.rollout.response_buckets == (48,)
     assert isinstance(config.optimizer.learning_rate, float)
     assert config.model.freeze_vision is True
+    assert config.rollout.stop_strings == ("</answer>", "Q:")
     validate(config)
 
 
@@ -141,6 +143,13 @@ def test_a_value_of_another_type_is_an_error(monkeypatch):
         ("rollout.top_k", -1, "-1: it must be a number of at least 0"),
         ("rollout.temperature", 0.0, "0.0: it must be a number above 0"),
         ("rollout.top_p", 1.5, "1.5: it must be above 0 and at most 1"),
+        ("rollout.min_p", -0.1, "-0.1: it must be a number of at least 0"),
+        ("rollout.min_p", 1.5, "1.5: it must be at most 1"),
+        ("rollout.min_new_tokens", -1, "-1: it must be a number of at least 0"),
+        ("rollout.min_new_tokens", 4097, "4097: it is above the largest response bucket, 4096"),
+        ("rollout.stop_strings", ("END", ""), r"\('END', ''\): give a tuple of texts, none of them empty"),
+        ("rollout.stop_strings", (1,), r"\(1,\): give a tuple of texts"),
+        ("rollout.stop_strings", ("\ufffd",), r"\('\ufffd',\): give a tuple of texts, .* with U\+FFFD"),
         ("optimizer.b1", 1.0, "1.0: it must be at least 0 and below 1"),
         ("optimizer.b2", -0.1, "-0.1: it must be at least 0 and below 1"),
         ("optimizer.b2", math.nan, "nan: it must be at least 0 and below 1"),

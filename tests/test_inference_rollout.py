@@ -96,6 +96,7 @@ def test_texts_and_finish_reasons(processor, config):
 
 def test_the_engine_is_asked_for_a_group_under_the_config_s_sampling(processor, config):
     config.temperature, config.top_p, config.top_k = 0.7, 0.9, 40
+    config.min_p, config.min_new_tokens, config.stop_strings = 0.1, 3, ("</answer>",)
     engine, batch, _ = scripted(processor, config)
     asked, samples, sampling, key = engine.asked
     assert asked is batch
@@ -103,6 +104,8 @@ def test_the_engine_is_asked_for_a_group_under_the_config_s_sampling(processor, 
     assert key is KEY
     assert sampling == make_sampling(config, processor)
     assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.max_new_tokens) == (0.7, 0.9, 40, 12)
+    assert (sampling.min_p, sampling.min_new_tokens, sampling.stop_strings) == (0.1, 3, ("</answer>",))
+    assert sampling.repetition_penalty == 1
     assert sampling.stop_ids == processor.stop_ids
     assert sampling.banned_ids == processor.banned_ids
     assert len(sampling.banned_ids) == 5

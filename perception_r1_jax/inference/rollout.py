@@ -15,7 +15,10 @@ from perception_r1_jax.records import FINISH_LENGTH, FINISH_STOP, Prompt, Prompt
 
 
 def make_sampling(config: ConfigDict, processor: Processor) -> Sampling:
-    """How a run draws its responses; `config` is `config.rollout`."""
+    """How a run draws its responses; `config` is `config.rollout`.
+
+    No repetition penalty is set: it would draw from other probabilities than those of the policy, which training takes.
+    """
     return Sampling(
         max_new_tokens=config.response_buckets[-1],
         stop_ids=processor.stop_ids,
@@ -23,7 +26,10 @@ def make_sampling(config: ConfigDict, processor: Processor) -> Sampling:
         temperature=config.temperature,
         top_k=config.top_k,
         top_p=config.top_p,
+        min_p=config.min_p,
         banned_ids=processor.banned_ids,
+        min_new_tokens=config.min_new_tokens,
+        stop_strings=config.stop_strings,
     )
 
 

@@ -10,10 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from perception_r1_jax.inference.stop import STOP_STRINGS, are_stop_strings
+
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
     """How responses are drawn.
+
+    Log-probs are those that training computes: at the temperature, with banned ids outside the softmax. All else only
+    changes what is drawn, in the order of `transformers`: repetition penalty, minimum of tokens, top-k, top-p, min-p.
 
     Attributes:
         max_new_tokens: C, the most tokens of a response.
@@ -22,7 +27,12 @@ class Sampling:
         temperature: 0 is greedy. Log-probs are those at this temperature (at 1 for greedy).
         top_k: keep the k likeliest tokens; 0 keeps all.
         top_p: keep the likeliest tokens whose probabilities first reach this sum; 1 keeps all.
+        min_p: keep tokens at least this times as probable as the likeliest; 0 keeps all.
         banned_ids: never drawn, and outside of the softmax that log-probs come from.
+        min_new_tokens: no stop id is drawn before a response has so many tokens. A stop string may end it sooner.
+        stop_strings: a response ends with the token that completes the first of these in its text, and keeps it.
+        repetition_penalty: divides the positive logits of tokens that stand in prompt or response, and multiplies their
+            negative ones (arXiv 1909.05858); 1 changes nothing.
     """
 
     max_new_tokens: int
@@ -31,13 +41,23 @@ class Sampling:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
     banned_ids: tuple[int, ...] = ()
+    min_new_tokens: int = 0
+    stop_strings: tuple[str, ...] = ()
+    repetition_penalty: float = 1.0
 
     def __post_init__(self):
         if self.max_new_tokens < 1 or not self.stop_ids:
             raise ValueError(f"sampling needs max_new_tokens >= 1 and at least one stop id, got {self}.")
         if not 0 <= self.temperature < np.inf or self.top_k < 0 or not 0 < self.top_p <= 1:
             raise ValueError(f"sampling needs temperature >= 0, top_k >= 0 and 0 < top_p <= 1, got {self}.")
+        if not 0 <= self.min_p <= 1 or not 0 <= self.min_new_tokens <= self.max_new_tokens:
+            raise ValueError(f"sampling needs 0 <= min_p <= 1 and 0 <= min_new_tokens <= max_new_tokens, got {self}.")
+        if not 0 < self.repetition_penalty < np.inf:
+            raise ValueError(f"sampling needs a finite repetition_penalty > 0, got {self}.")
+        if not are_stop_strings(self.stop_strings):
+            raise ValueError(f"sampling needs stop_strings that are {STOP_STRINGS}, got {self}.")
 
 
 def ban(logits: Float[Array, "*B V"], ids: tuple[int, ...]) -> Float[Array, "*B V"]:
@@ -63,17 +83,58 @@ def tempered(logits: Float[Array, "*B V"], sampling: Sampling) -> Float[Array, "
 
 
 def sample(
-    logits: Float[Array, "N G V"], keys: Key[Array, "N G"], sampling: Sampling
-) -> tuple[Int[Array, "N G"], Float[Array, "N G"]]:
-    """Draws a token per row and gives its log-prob at the temperature, before top-k and top-p."""
+    logits: Float[Array, "*B V"],
+    keys: Key[Array, "*B"],
+    sampling: Sampling,
+    index: Int[Array, "*B"] | None = None,
+    seen: Bool[Array, "*B V"] | None = None,
+) -> tuple[Int[Array, "*B"], Float[Array, "*B"]]:
+    """Draws a token per row, and gives its log-prob under `tempered`: before all else that shapes the draw.
+
+    Args:
+        logits: of the model.
+        keys: one per row: what a row draws depends on its own key and logits alone.
+        sampling: how to draw.
+        index: tokens that each response has already; needed with `min_new_tokens`.
+        seen: which tokens stand in a row's prompt or response; needed with `repetition_penalty`.
+
+    Raises:
+        ValueError: `index` or `seen` is needed and not given.
+    """
     logits = tempered(logits, sampling)
-    if sampling.temperature == 0:
-        tokens = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        return tokens, token_logps(logits, tokens)
-    kept = jnp.where(keep_likeliest(logits, sampling.top_k, sampling.top_p), logits, -jnp.inf)
-    noise = jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:], jnp.float32)))(keys)
-    tokens = jnp.argmax(kept + noise, axis=-1).astype(jnp.int32)
+    scores = shaped(logits, sampling, index, seen)
+    if sampling.temperature > 0:
+        scores += _gumbel_noise(keys, scores.shape[-1])
+    tokens = jnp.argmax(scores, axis=-1).astype(jnp.int32)
     return tokens, token_logps(logits, tokens)
+
+
+def shaped(
+    logits: Float[Array, "*B V"],
+    sampling: Sampling,
+    index: Int[Array, "*B"] | None = None,
+    seen: Bool[Array, "*B V"] | None = None,
+) -> Float[Array, "*B V"]:
+    """Logits of the distribution that is drawn from, made of `tempered` ones; arguments and errors as of `sample`.
+
+    That `transformers` divides by the temperature after the penalty makes no difference: it keeps the logits' signs.
+    """
+    if sampling.repetition_penalty != 1:
+        if seen is None:
+            raise ValueError(f"repetition_penalty = {sampling.repetition_penalty} needs `seen`, the tokens so far.")
+        penalty = sampling.repetition_penalty
+        logits = jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
+    if sampling.min_new_tokens > 0:
+        if index is None:
+            raise ValueError(f"min_new_tokens = {sampling.min_new_tokens} needs `index`, the responses' lengths.")
+        short = (index < sampling.min_new_tokens)[..., None]
+        logits = jnp.where(short, ban(logits, sampling.stop_ids), logits)
+    return jnp.where(keep_likeliest(logits, sampling.top_k, sampling.top_p, sampling.min_p), logits, -jnp.inf)
+
+
+def _gumbel_noise(keys: jax.Array, size: int) -> jax.Array:
+    """Noise [..., size] whose sum with logits is largest at token v with v's probability."""
+    return jnp.vectorize(lambda key: jax.random.gumbel(key, (size,), jnp.float32), signature="()->(v)")(keys)
 
 
 def token_logps(logits: Float[Array, "*B V"], tokens: Int[Array, "*B"]) -> Float[Array, "*B"]:
@@ -82,8 +143,8 @@ def token_logps(logits: Float[Array, "*B V"], tokens: Int[Array, "*B"]) -> Float
     return chosen - jax.nn.logsumexp(logits, axis=-1)
 
 
-def keep_likeliest(logits: Float[Array, "*B V"], top_k: int, top_p: float) -> Bool[Array, "*B V"]:
-    """Which tokens survive top-k, and then top-p among the survivors. The vocabulary is never sorted.
+def keep_likeliest(logits: Float[Array, "*B V"], top_k: int, top_p: float, min_p: float) -> Bool[Array, "*B V"]:
+    """Which tokens survive top-k, then top-p among the survivors, then min-p. The vocabulary is never sorted.
 
     Tokens as likely as the last one kept are kept too.
     """
@@ -95,6 +156,8 @@ def keep_likeliest(logits: Float[Array, "*B V"], top_k: int, top_p: float) -> Bo
         probs = jnp.where(keep, probs, 0.0)
         target = top_p * probs.sum(-1)
         keep = probs >= _largest_threshold(probs, lambda kept: jnp.where(kept, probs, 0.0).sum(-1) >= target)
+    if min_p > 0:
+        keep &= probs >= min_p * probs.max(-1, keepdims=True)
     return keep
 
 
