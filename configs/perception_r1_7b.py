@@ -58,6 +58,8 @@ def get_config() -> ConfigDict:
     config.rollout.prompt_buckets = (512, 1024, 2048, 4096)  # 4,096 is their limit; ours drops and names, never cuts
     config.rollout.window_buckets = (0, 16, 32, 64, 96, 192)  # 1.8 megapixels fill 144 windows, more if narrow
     config.rollout.response_buckets = (512, 1024, 2048, 4096)  # 4,096 is their limit
+    config.rollout.save = ""  # no: some 10 MB a step
+    config.rollout.replay = ""  # every step draws
 
     config.reward.format_weight = 0.1  # times 0 or 1
     config.reward.accuracy_weight = 0.9  # times 0 or 1

@@ -149,6 +149,10 @@ def default_config() -> ConfigDict:
     config.rollout.prompt_buckets = (512, 1024, 2048, 4096)  # tokens; a longer prompt is dropped and named
     config.rollout.window_buckets = (0, 16, 32, 64, 96, 192)  # 112-pixel windows; more are dropped and named
     config.rollout.response_buckets = (512, 1024, 2048, 4096)  # tokens; the last one is the limit of a response
+    config.rollout.save = ""  # folder: each step's responses are kept there as step-000123.npz; "" keeps none
+    # For debugging: such a file, whose step takes the responses in it instead of drawing, or a folder of them, for all
+    # steps that have one there. They belong to the problems of their step: keep seed, data and batch sizes. "": none.
+    config.rollout.replay = ""
 
     config.reward = ConfigDict()  # the terms of the reward and their weights in its sum
     config.reward.format_weight = 0.1  # times 0 or 1
@@ -296,9 +300,12 @@ def _check_paths(config: ConfigDict) -> None:
         "model.tokenizer": ("",),
         "judge.tokenizer": ("",),
         "judge.prompt": ("",),
+        "rollout.replay": ("",),
         "format_instruction": () if _is_file_name(config.format_instruction) else (config.format_instruction,),
     }.items():
         check_path(config, field, words)
+    folder = config.rollout.save
+    _require(config, "rollout.save", not folder or not Path(folder).is_file(), "this is a file; name a folder")
 
 
 def check_path(config: ConfigDict, field: str, words: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from perception_r1_jax.config import default_config
 from perception_r1_jax.inference import Engine, Generated
-from perception_r1_jax.inference.rollout import make_sampling, roll_out, rollout_metrics
+from perception_r1_jax.inference.rollout import bucketed_batch, make_sampling, roll_out, rollout_metrics
 from perception_r1_jax.models import init_params, load_config
 from perception_r1_jax.processing import Processor
 from perception_r1_jax.records import Problem
@@ -73,8 +73,8 @@ def scripted(processor: Processor, config, longest: int = 6):
     long = (say(processor, "AB is 5. " * longest))[:longest]
     answers = [[say(processor, "5", stop=0), long, say(processor, "5", stop=1)], [say(processor, "x", stop=0)] * 3]
     engine = ScriptedEngine(answers)
-    batch, rollout = roll_out(engine, processor, prompts(processor, (56, 56), (0, 0)), config, KEY)
-    return engine, batch, rollout
+    batch = bucketed_batch(prompts(processor, (56, 56), (0, 0)), processor, config)
+    return engine, batch, roll_out(engine, processor, batch, config, KEY)
 
 
 @pytest.mark.parametrize(("longest", "size"), [(3, 4), (4, 4), (5, 8), (12, 12)])
@@ -117,8 +117,7 @@ def test_the_engine_is_asked_for_a_group_under_the_config_s_sampling(processor, 
 )
 def test_prompts_go_to_the_smallest_bucket_that_holds_all(processor, config, pictures, windows):
     made = prompts(processor, *pictures)
-    engine = ScriptedEngine([[say(processor, "5", stop=0)] * 3] * 2)
-    batch, _ = roll_out(engine, processor, made, config, KEY)
+    batch = bucketed_batch(made, processor, config)
     longest = max(len(prompt.tokens) for prompt in made)
     length = min(size for size in config.prompt_buckets if size >= longest)
     assert batch.tokens.shape == (2, length)
@@ -128,7 +127,7 @@ def test_prompts_go_to_the_smallest_bucket_that_holds_all(processor, config, pic
 def test_a_prompt_above_every_bucket_is_named(processor, config):
     config.prompt_buckets = (8, 16)
     with pytest.raises(ValueError, match=r"prompt 'p0' \(tokens\): size \d+ is above the largest bucket 16"):
-        roll_out(ScriptedEngine([]), processor, prompts(processor, (56, 56), (0, 0)), config, KEY)
+        bucketed_batch(prompts(processor, (56, 56), (0, 0)), processor, config)
 
 
 def test_metrics(processor, config):
@@ -145,7 +144,8 @@ def test_metrics(processor, config):
 def test_with_a_real_engine(model_dir, processor, config):
     model = load_config(model_dir)
     engine = Engine(model, init_params(model, KEY), make_mesh())
-    _, rollout = roll_out(engine, processor, prompts(processor, (56, 56), (0, 0)), config, KEY)
+    batch = bucketed_batch(prompts(processor, (56, 56), (0, 0)), processor, config)
+    rollout = roll_out(engine, processor, batch, config, KEY)
     assert rollout.tokens.shape == (2, 3, 12)
     assert len({tuple(row) for row in rollout.tokens.reshape(6, 12)}) == 6, "every sample is a draw of its own"
     assert not np.isin(rollout.tokens[rollout.mask], processor.banned_ids).any()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -20,6 +21,7 @@ from perception_r1_jax.errors import UserError
 from perception_r1_jax.models import load_config
 from perception_r1_jax.sharding import make_mesh
 from perception_r1_jax.training import loop, setup
+from perception_r1_jax.training.replay import read_rollout, write_rollout
 from perception_r1_jax.training.setup import prepare
 from perception_r1_jax.weights import export_huggingface, load_params
 from tests import parity
@@ -134,6 +136,78 @@ def test_a_stopped_run_continues_bit_for_bit(how, finished, tmp_path, monkeypatc
         assert [without_clocks(line) for line in ours] == [without_clocks(line) for line in theirs]
     trained = (params_of(run / "checkpoints/3") for run in (tmp_path, finished))
     jax.tree.map(np.testing.assert_array_equal, *trained)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """The working directory of a run of two steps, and the folder where its rollouts are."""
+    workdir, folder = tmp_path_factory.mktemp("saved"), tmp_path_factory.mktemp("rollouts") / "of/the run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(setup, "make_mesh", lambda **sizes: make_mesh(**sizes, devices=jax.devices()[:1]))
+        train(small_config(**{"steps": 2, "rollout.save": str(folder)}), workdir)
+    return workdir, folder
+
+
+def test_a_replayed_run_takes_the_same_updates_bit_for_bit_and_draws_nothing(saved, tmp_path, capsys):
+    workdir, folder = saved
+    assert sorted(path.name for path in folder.iterdir()) == ["step-000001.npz", "step-000002.npz"]
+    run = prepare(small_config(**{"steps": 2, "rollout.replay": str(folder)}), tmp_path)
+    run.engine = NoEngine()
+    loop.train(run)
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        ours, theirs = lines(tmp_path / name), lines(workdir / name)
+        assert [without_clocks(line) for line in ours] == [without_clocks(line) for line in theirs]
+    jax.tree.map(np.testing.assert_array_equal, *(params_of(run / "checkpoints/2") for run in (tmp_path, workdir)))
+    assert f"step 2 replays the rollout in {folder / 'step-000002.npz'}" in capsys.readouterr().out
+
+
+class NoEngine:
+    """Generates nothing: whoever asks it gets an AttributeError."""
+
+    compilations = 0
+
+
+def test_an_edited_file_shows_in_the_rewards_of_its_step_and_the_other_steps_draw(saved, tmp_path):
+    workdir, folder = saved
+    second = read_rollout(folder / "step-000002.npz")
+    texts = [list(row) for row in second.rollout.texts]
+    texts[1][0] = "<think>\nAB is 5.\n</think>\n<answer>\n\\boxed{5}\n</answer>"
+    edited = dataclasses.replace(second, rollout=dataclasses.replace(second.rollout, texts=texts))
+    write_rollout(tmp_path / "edited.npz", edited)
+    train(small_config(**{"steps": 2, "rollout.replay": str(tmp_path / "edited.npz")}), tmp_path / "run")
+    ours, theirs = lines(tmp_path / "run/samples.jsonl"), lines(workdir / "samples.jsonl")
+    assert ours[:4] == theirs[:4]
+    assert ours[6]["response"] == texts[1][0]
+    assert (ours[6]["format"], theirs[6]["format"]) == (1.0, 0.0)
+    assert ours[6]["tokens"] == theirs[6]["tokens"]
+    kept = ("response", "format", "accuracy", "visual", "verdicts")
+    assert all(ours[line][name] == theirs[line][name] for line in (4, 5, 7) for name in kept)
+
+
+def test_a_run_may_go_on_with_replayed_rollouts_and_says_so(saved, tmp_path, capsys):
+    workdir, folder = saved
+    run = shutil.copytree(workdir, tmp_path / "run")
+    shutil.rmtree(run / "checkpoints/2")
+    train(small_config(**{"steps": 2, "rollout.replay": str(folder / "step-000002.npz")}), run)
+    assert f"changed: config.rollout.replay was '' and is '{folder / 'step-000002.npz'}'" in capsys.readouterr().out
+    assert lines(run / "samples.jsonl") == lines(workdir / "samples.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"seed": 2},
+            "has the problem '.+' in place 0 where this run's batch has '.+'. Replay it with the data",
+        ),
+        ({"rollout.samples_per_prompt": 4}, "this run has 2 prompts x 4 samples of at most 8 tokens"),
+    ],
+)
+def test_a_rollout_of_another_batch_is_refused(saved, tmp_path, fields, message):
+    _, folder = saved
+    with pytest.raises(UserError, match=message):
+        train(small_config(**{"steps": 1, "rollout.replay": str(folder), **fields}), tmp_path)
+    assert not (tmp_path / "checkpoints").exists() or not list((tmp_path / "checkpoints").iterdir())
 
 
 def without_clocks(line):
@@ -266,6 +340,8 @@ def test_real_problems_and_the_real_tokenizer(shared_data, tmp_path):
     [
         ({"model.path": "nowhere"}, "config.model.path = 'nowhere' does not exist"),
         ({"data.path": "nowhere"}, "config.data.path = 'nowhere' does not exist"),
+        ({"rollout.replay": "nowhere"}, "config.rollout.replay = 'nowhere' does not exist"),
+        ({"rollout.save": __file__}, "config.rollout.save = .* this is a file; name a folder"),
         ({"grpo.micro_batch_samples": 3}, "does not divide 2|must divide 2"),
     ],
 )

@@ -33,26 +33,27 @@ def make_sampling(config: ConfigDict, processor: Processor) -> Sampling:
     )
 
 
+def bucketed_batch(prompts: Sequence[Prompt], processor: Processor, config: ConfigDict) -> PromptBatch:
+    """The prompts of a step in the smallest bucket (L, W) of `config.rollout` that holds them."""
+    length, windows = pick_buckets(prompts, config.prompt_buckets, config.window_buckets)
+    return batch_prompts(prompts, rows=len(prompts), length=length, windows=windows, pad_id=processor.pad_id)
+
+
 def roll_out(
-    engine: Engine, processor: Processor, prompts: Sequence[Prompt], config: ConfigDict, key: Key[Array, ""]
-) -> tuple[PromptBatch, Rollout]:
-    """Draws `config.samples_per_prompt` responses to each prompt.
+    engine: Engine, processor: Processor, batch: PromptBatch, config: ConfigDict, key: Key[Array, ""]
+) -> Rollout:
+    """Draws `config.samples_per_prompt` responses to each prompt, in the smallest bucket that holds the longest.
 
     Args:
         engine: holds the policy's parameters.
         processor: the policy's.
-        prompts: N of them.
+        batch: N prompts.
         config: `config.rollout`.
         key: of this step; samples fold in their prompt's id, number and position.
-
-    Returns:
-        The prompts in their bucket (L, W), and the responses in the smallest bucket that holds the longest.
     """
-    length, windows = pick_buckets(prompts, config.prompt_buckets, config.window_buckets)
-    batch = batch_prompts(prompts, rows=len(prompts), length=length, windows=windows, pad_id=processor.pad_id)
     out = engine.generate(batch, config.samples_per_prompt, make_sampling(config, processor), key)
     size = pick_bucket(int(out.mask.sum(-1).max()), config.response_buckets, "longest response")
-    return batch, Rollout(
+    return Rollout(
         tokens=out.tokens[:, :, :size],
         mask=out.mask[:, :, :size],
         logps=out.logps[:, :, :size],

@@ -8,11 +8,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Array, Key
 
 from perception_r1_jax.evaluation.compare import result_fields
 from perception_r1_jax.evaluation.shown import comparison_table
 from perception_r1_jax.grpo.advantages import advantages_of_groups
-from perception_r1_jax.inference.rollout import roll_out, rollout_metrics
+from perception_r1_jax.inference.rollout import bucketed_batch, roll_out, rollout_metrics
 from perception_r1_jax.judge.flips import flip_verdicts
 from perception_r1_jax.judge.metrics import judge_metrics
 from perception_r1_jax.judge.prompts import JudgeRequest
@@ -24,6 +25,7 @@ from perception_r1_jax.sharding import put_batch
 from perception_r1_jax.training.evaluating import before_and_after, evaluate_policy, forget_later_evaluations
 from perception_r1_jax.training.metrics import MetricsWriter, fence, format_line, read_lines
 from perception_r1_jax.training.progress import progress_bar
+from perception_r1_jax.training.replay import SavedRollout, replay, rollout_file, write_rollout
 from perception_r1_jax.training.run_record import peak_rss_bytes, write_result
 from perception_r1_jax.training.samples import append_samples
 from perception_r1_jax.training.setup import Run
@@ -57,6 +59,7 @@ def train(run: Run) -> dict[str, Any] | None:
     Raises:
         DataError: no batch can be filled, since the problems of a whole epoch were dropped.
         RewardFailed: a judgement failed and `config.judge.on_failure` is "abort".
+        UserError: a rollout to replay that does not belong to its step (`training.replay`).
     """
     forget_later_evaluations(run)
     with run.checkpoints, StopRequest(run.console) as stop:
@@ -84,10 +87,8 @@ def take_steps(run: Run, stop: StopRequest) -> bool:
                 prompts = next(run.batches)
                 problems = [prompt.problem for prompt in prompts]
             with clock("rollout"):
-                run.engine.params = run.to_rollout(run.state.params)
-                step_key = jax.random.fold_in(key, step)
-                prompt_batch, rollout = roll_out(run.engine, run.processor, prompts, config.rollout, step_key)
-                run.engine.params = None  # makes room for the update
+                prompt_batch = bucketed_batch(prompts, run.processor, config.rollout)
+                rollout = take_rollout(run, step, problems, prompt_batch, jax.random.fold_in(key, step))
             with clock("judge"):
                 judgements = judge_rollout(run, step, problems, rollout) if run.judge else None
             with clock("score"):
@@ -124,6 +125,23 @@ def _write_result(run: Run) -> dict[str, Any]:
     seconds = run.setup_seconds + sum(line["time/step"] for line in lines)
     seconds += sum(evaluated.summary.seconds for evaluated in (before, after) if evaluated)
     return write_result(run.workdir, result_fields(before, after), rewards=rewards, seconds=seconds)
+
+
+def take_rollout(
+    run: Run, step: int, problems: Sequence[Problem], prompts: PromptBatch, key: Key[Array, ""]
+) -> Rollout:
+    """The step's responses: drawn from the policy, or replayed from a file where the run has one for the step."""
+    config, names = run.config.rollout, [problem.problem_id for problem in problems]
+    if step in run.replays:
+        rollout = replay(run.replays[step], step, names, config)
+        run.console.print(f"step {step} replays the rollout in {run.replays[step]}")
+    else:
+        run.engine.params = run.to_rollout(run.state.params)
+        rollout = roll_out(run.engine, run.processor, prompts, config, key)
+        run.engine.params = None  # makes room for the update
+    if config.save:
+        write_rollout(rollout_file(config.save, step), SavedRollout(step, run.config.seed, names, rollout))
+    return rollout
 
 
 def judge_rollout(run: Run, step: int, problems: Sequence[Problem], rollout: Rollout) -> list[list[Judgement]]:

@@ -28,6 +28,7 @@ from perception_r1_jax.sharding import make_mesh
 from perception_r1_jax.training.checkpoints import Checkpoints
 from perception_r1_jax.training.continuing import begin_or_continue
 from perception_r1_jax.training.models import keep_side_files, prepare_model, tokenizer_in_place
+from perception_r1_jax.training.replay import rollouts_to_replay
 from perception_r1_jax.training.run_record import hash_files, hash_problems, hash_texts, make_record
 from perception_r1_jax.training.state import TrainState
 from perception_r1_jax.weights import load_params
@@ -49,6 +50,7 @@ class Run:
         state: parameters, optimizer, counters.
         step: steps done so far.
         checkpoints: where the state is saved.
+        replays: step -> file of the rollout that it takes instead of drawing one.
         evaluation: what the policy is evaluated on before the first step and after the last; None for no evaluation.
         to_rollout: casts the master weights to what rollouts compute in.
         train_step: the update.
@@ -68,6 +70,7 @@ class Run:
     state: TrainState
     step: int
     checkpoints: Checkpoints
+    replays: dict[int, Path]
     evaluation: Evaluation | None
     to_rollout: Callable[[Params], Params]
     train_step: TrainStep
@@ -153,6 +156,7 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
         state=begun.state,
         step=begun.step,
         checkpoints=begun.checkpoints,
+        replays=rollouts_to_replay(config.rollout.replay, range(begun.step + 1, config.steps + 1)),
         evaluation=evaluation,
         to_rollout=jax.jit(lambda params: cast_params(params, dtype)),
         train_step=make_train_step(model, config, mesh, begun.optimizer, banned_ids=banned_ids),
