@@ -5,19 +5,15 @@ from __future__ import annotations
 import dataclasses
 import io
 
-import jax
 import numpy as np
 import pytest
 from rich.console import Console
 
 from perception_r1_jax.evaluation.evaluate import evaluate
-from perception_r1_jax.evaluation.replies import reply_greedily
 from perception_r1_jax.evaluation.task import Evaluation
 from perception_r1_jax.inference import Engine, Generated
-from perception_r1_jax.models import init_params, load_config
 from perception_r1_jax.processing import Processor
 from perception_r1_jax.records import Problem
-from perception_r1_jax.sharding import make_mesh
 from perception_r1_jax.weights.random_checkpoint import write_random_checkpoint
 from tests import parity, stub_checker
 
@@ -61,7 +57,7 @@ def evaluation(**changes) -> Evaluation:
     return Evaluation(**fields | changes)
 
 
-class ScriptedEngine:
+class ScriptedEngine(Engine):
     """Answers each prompt with a text of the test's, and keeps what it was asked."""
 
     def __init__(self, processor: Processor, answer):
@@ -125,25 +121,3 @@ def test_a_stop_ends_it_within_a_batch(processor, replies):
     calls = iter(range(100))
     assert evaluate(evaluation(), engine, processor, CONSOLE, lambda: next(calls) + 1 == replies) is None
     assert len(engine.batches) == {1: 1, 3: 1, 6: 4}[replies]  # the third reply is the dropped problem's
-
-
-def test_the_batch_size_does_not_change_a_response(model_dir, processor):
-    model = load_config(model_dir)
-    engine = Engine(model, init_params(model, jax.random.key(0)), make_mesh(devices=jax.devices()[:1]))
-    problems = [PROBLEMS[0], PROBLEMS[2], PROBLEMS[4]]
-    runs = [
-        reply_greedily(
-            engine,
-            processor,
-            [processor.prompt(problem) for problem in order],
-            batch_size=size,
-            max_new_tokens=12,
-            prompt_buckets=(80,),
-            window_buckets=(2,),
-        )
-        for size, order in ((1, problems), (4, problems), (4, problems[::-1]))
-    ]
-    alone, together, reversed_order = (dict(run) for run in runs)
-    assert alone == together == reversed_order
-    assert len(set(alone.values())) == len(problems), "each problem has a response of its own"
-    assert engine.compilations == 2

@@ -6,7 +6,7 @@ import pytest
 
 from perception_r1_jax.evaluation.grade import grade_one
 from perception_r1_jax.evaluation.items import Item
-from perception_r1_jax.evaluation.replies import Reply
+from perception_r1_jax.inference.replies import Reply
 from perception_r1_jax.records import Problem
 from perception_r1_jax.rewards.grading import Accuracy
 from tests import stub_checker

@@ -12,7 +12,7 @@ import pytest
 
 from perception_r1_jax.errors import UserError
 from perception_r1_jax.inference import Generated
-from perception_r1_jax.judge.on_mesh import Judge, bucket_size, load_judge
+from perception_r1_jax.judge.on_mesh import Judge, load_judge
 from perception_r1_jax.judge.prompts import JudgePrompt, JudgeRequest
 from perception_r1_jax.judge.template import answer_text
 from perception_r1_jax.judge.verdicts import Judgement, parse_verdicts
@@ -170,15 +170,6 @@ def test_paper_fidelity_reads_what_of_a_long_answer_there_is(processor):
 def test_unknown_mode_is_refused(processor):
     with pytest.raises(UserError, match="'loose'; choose one of constrained, free"):
         Judge(ScriptedEngine(processor), processor, PROMPT, **SETTINGS | {"mode": "loose"})
-
-
-def test_buckets_are_few_and_waste_little():
-    sizes = range(1, 4097)
-    buckets = [bucket_size(size, 4096) for size in sizes]
-    assert all(size <= bucket for size, bucket in zip(sizes, buckets))
-    assert all(bucket <= 1.5 * size for size, bucket in zip(sizes, buckets) if size > 64)
-    assert sorted(set(buckets)) == [64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096]
-    assert bucket_size(900, 1000) == 1000
 
 
 @pytest.fixture(scope="module")

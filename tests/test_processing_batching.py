@@ -7,7 +7,14 @@ import dataclasses
 import numpy as np
 import pytest
 
-from perception_r1_jax.processing.batching import batch_prompts, pick_bucket, pick_buckets, prompt_hash
+from perception_r1_jax.processing.batching import (
+    batch_prompts,
+    bucket_size,
+    own_bucket,
+    pick_bucket,
+    pick_buckets,
+    prompt_hash,
+)
 from perception_r1_jax.processing.layout import image_tokens, lay_out_patches
 from perception_r1_jax.processing.positions import rope_positions
 from perception_r1_jax.records import Problem, Prompt
@@ -124,3 +131,21 @@ def test_a_prompt_that_its_bucket_cannot_hold_is_named():
         batch(PROMPTS, windows=6)
     with pytest.raises(ValueError, match="3 prompts for a batch of 2 rows"):
         batch(PROMPTS, rows=2)
+
+
+def test_sizes_without_a_list_of_buckets_go_to_few_that_waste_little():
+    sizes = range(1, 4097)
+    buckets = [bucket_size(size, 4096) for size in sizes]
+    assert all(size <= bucket for size, bucket in zip(sizes, buckets))
+    assert all(bucket <= 1.5 * size for size, bucket in zip(sizes, buckets) if size > 64)
+    assert sorted(set(buckets)) == [64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096]
+    assert bucket_size(900, 1000) == 1000
+    assert bucket_size(5000) == 6144
+    assert [bucket_size(size, smallest=4) for size in (1, 4, 5, 6, 7, 9, 17)] == [4, 4, 6, 6, 8, 12, 24]
+
+
+def test_a_prompt_s_own_bucket_holds_it():
+    assert [own_bucket(prompt) for prompt in PROMPTS] == [(64, 0), (64, 8), (64, 4)]
+    for prompt in PROMPTS:
+        length, windows = own_bucket(prompt)
+        batch([prompt], length=length, windows=windows)

@@ -177,6 +177,118 @@ def test_as_a_command_prints_one_json_object(script, folder):
     assert printed["finish_reason"] == "length"
 
 
+PROMPTS = [
+    {"id": "two", "prompt": QUESTION, "images": list(PICTURES)},
+    {"prompt": "How long is AB?"},
+    {"id": "absent", "prompt": "?", "images": ["no.png"]},
+    {"id": 9, "prompt": QUESTION, "images": ["a.png"]},
+    {"prompt": 5},
+]
+
+
+def ask_file(script, folder, output: Path, *options: str, prompts=PROMPTS, model="published") -> list[dict]:
+    """The lines of the output, asked for as on the command line; the pictures lie beside the input."""
+    source = folder / "prompts.jsonl"
+    source.write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
+    limits = ["--max_new_tokens", str(NEW_TOKENS), "--batch_size", "2"]
+    command = ["--model", str(folder / model), "--input", str(source), "--output", str(output), *limits, *options]
+    try:
+        script.main(command)
+    finally:
+        written = output.read_text().splitlines() if output.exists() else []
+    return [json.loads(line) for line in written]
+
+
+def test_a_file_of_prompts_has_the_answers_of_each_alone_in_its_order(script, folder, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        ask_file(script, folder, tmp_path / "out.jsonl")
+    told = stop.value.code.splitlines()
+    assert told[0] == "none for 2:"
+    assert told[1].startswith("  absent: absent image (picture 1: ")
+    assert told[2] == "  5: 'prompt' is not a text (5)"
+    assert capsys.readouterr().err.splitlines()[-1] == f"{tmp_path / 'out.jsonl'}: 3 of 5 prompts have a reply"
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [line.pop("id") for line in lines] == ["two", 2, "absent", 9, 5]
+    assert [set(line) == {"error"} for line in lines] == [False, False, True, False, True]
+    model = folder / "published"
+    assert lines[0] == answer(script, model, [folder / name for name in PICTURES])
+    assert lines[1] == answer(script, model, [], "How long is AB?")
+    assert lines[3] == answer(script, model, [folder / "a.png"])
+    assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl"]
+
+
+def test_a_job_that_was_cut_short_asks_only_for_the_rest(script, folder, tmp_path, monkeypatch):
+    """Batches are of two; the second one never comes."""
+    from perception_r1_jax.inference import Engine
+
+    prompts = [{"id": name, "prompt": f"How long is {name}?"} for name in ("AB", "BC", "CD", "DA")]
+    generate, calls = Engine.generate, []
+
+    def failing(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise RuntimeError("the machine is gone")
+        return generate(*args)
+
+    monkeypatch.setattr(Engine, "generate", failing)
+    draw = ("--temperature", "1", "--top_p", "0.9", "--top_k", "50")
+    with pytest.raises(RuntimeError, match="the machine is gone"):
+        ask_file(script, folder, tmp_path / "out.jsonl", *draw, prompts=prompts, model="text")
+    assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl.partial"]
+    with pytest.raises(SystemExit, match=r"error: .*partial holds replies to something else \(top_k was 50 and is 0\)"):
+        ask_file(script, folder, tmp_path / "out.jsonl", *draw[:4], prompts=prompts, model="text")
+    lines = ask_file(script, folder, tmp_path / "out.jsonl", *draw, prompts=prompts, model="text")
+    assert len(calls) == 3
+    whole = ask_file(script, folder, tmp_path / "whole.jsonl", *draw, prompts=prompts[::-1], model="text")
+    assert lines == whole[::-1], "a draw is the same whatever it was drawn with"
+    assert len({line["text"] for line in lines}) == 4
+
+
+def test_the_likeliest_token_alone_is_greedy(script, folder, text_answer):
+    for option in (("--top_k", "1"), ("--top_p", "1e-6")):
+        assert answer(script, folder / "text", [], QUESTION, "--temperature", "1", *option) == text_answer
+
+
+def test_a_file_as_a_command(folder, tmp_path):
+    """From another folder; many faults are counted, and the first ones told."""
+    (tmp_path / "in.jsonl").write_text('{"prompt": "?"}\n' + "{\n" * 8)
+    command = [sys.executable, str(SCRIPT), "--model", "text", "--max_new_tokens", "2"]
+    command += ["--input", str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "out.jsonl")]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, ""), done.stderr
+    told = done.stderr.splitlines()[-8:]
+    assert told[:2] == [f"{tmp_path / 'out.jsonl'}: 1 of 9 prompts have a reply", "none for 8:"]
+    assert told[2].startswith("  2: invalid JSON (")
+    assert told[7] == "  and 3 more"
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in lines] == list(range(1, 10))
+    assert len(lines[0]["token_ids"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "one of the arguments --prompt --input is required"),
+        (["--prompt", "hi", "--input", "in.jsonl"], "argument --input: not allowed with argument --prompt"),
+        (["--prompt", "hi", "--output", "out.jsonl"], "--input and --output go together"),
+        (["--input", "in.jsonl"], "--input and --output go together"),
+        (["--input", "in.jsonl", "--output", "o.jsonl", "--image", "a.png"], "--image goes with --prompt"),
+        (["--input", "no.jsonl", "--output", "o.jsonl"], "--input no.jsonl: no such file"),
+        (["--input", "in.jsonl", "--output", "no/o.jsonl"], "--output no/o.jsonl: name a file in a folder that exists"),
+        (["--input", "in.jsonl", "--output", "."], "--output .: name a file in a folder that exists"),
+        (["--input", "in.jsonl", "--output", "./in.jsonl"], "is the input file; write to another one"),
+    ],
+)
+def test_files_that_do_not_go_together_are_explained(script, capsys, tmp_path, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    Path("in.jsonl").write_text('{"prompt": "?"}\n')
+    with pytest.raises(SystemExit) as stop:
+        script.main(["--model", "m", *options])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
 def test_text_is_printed_in_any_locale(script, folder, monkeypatch, capfdbinary):
     result = {"text": "98° ∠", "token_ids": [1], "prompt_tokens": 1, "finish_reason": "stop"}
     monkeypatch.setattr(script, "generate", lambda args: result)
@@ -271,6 +383,9 @@ def test_a_prompt_that_cannot_be_used_is_explained(script, folder, monkeypatch, 
         (["--max_new_tokens", "few"], "argument --max_new_tokens: invalid int value: 'few'"),
         (["--temperature", "-1"], "--temperature -1.0: must be a number from 0 up"),
         (["--temperature", "nan"], "--temperature nan: must be a number from 0 up"),
+        (["--top_k", "-1"], "--top_k -1: must be at least 0"),
+        (["--top_p", "0"], "--top_p 0.0: must be above 0 and at most 1"),
+        (["--batch_size", "0"], "--batch_size 0: must be at least 1"),
         (["--seed", "-1"], "--seed -1: must be from 0"),
         (["--seed", str(2**40)], "must be from 0 to 4294967295"),
         (["--dtype", "int8"], "invalid choice: 'int8'"),

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 
+import jax
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
 from perception_r1_jax.data.errors import DroppedProblem
 from perception_r1_jax.evaluation.grade import grade
 from perception_r1_jax.evaluation.items import Item
-from perception_r1_jax.evaluation.replies import Reply, reply_greedily
 from perception_r1_jax.evaluation.task import Evaluation
-from perception_r1_jax.inference import Engine
-from perception_r1_jax.processing import Processor
-from perception_r1_jax.records import Problem, Prompt
+from perception_r1_jax.inference import Engine, Sampling
+from perception_r1_jax.inference.replies import Bucket, Reply, prompts_or_faults, reply
+from perception_r1_jax.processing import Processor, pick_buckets
+from perception_r1_jax.records import Prompt
 from perception_r1_jax.rewards.accuracy import AccuracyPool
 
 
@@ -45,39 +46,41 @@ def evaluate(
         dataclasses.replace(problem, question=question)
         for problem, question in zip(evaluation.problems, evaluation.questions)
     ]
-    asked = _prompts(lambda problem: processor.prompt(problem, suffix=evaluation.instruction), evaluation.problems)
-    probed = _prompts(lambda problem: processor.prompt(problem, markers=False), probes)
+    asked = prompts_or_faults(functools.partial(processor.prompt, suffix=evaluation.instruction), evaluation.problems)
+    probed = prompts_or_faults(functools.partial(processor.prompt, markers=False), probes)
     columns = (*Progress.get_default_columns(), MofNCompleteColumn())
     with (
         AccuracyPool(evaluation.workers, evaluation.deadline_seconds) as pool,
         Progress(*columns, console=console, disable=not console.is_terminal) as progress,
     ):
         task = progress.add_task(f"evaluating on {evaluation.name}", total=len(evaluation.problems) + len(probes))
-        ask = functools.partial(
-            reply_greedily,
-            engine,
-            processor,
-            batch_size=evaluation.batch_size,
-            prompt_buckets=evaluation.prompt_buckets,
-            window_buckets=evaluation.window_buckets,
-        )
         responses: dict[str, Reply] = {}
         answers: dict[str, Reply] = {}
-        for found, replies in (
-            (responses, ask(asked, max_new_tokens=evaluation.max_new_tokens)),
-            (answers, ask(probed, max_new_tokens=evaluation.probe_max_new_tokens)),
+        for found, prompts, limit in (
+            (responses, asked, evaluation.max_new_tokens),
+            (answers, probed, evaluation.probe_max_new_tokens),
         ):
-            for problem_id, reply in replies:
-                found[problem_id] = reply
+            for problem_id, said in _reply_greedily(evaluation, engine, processor, prompts, limit):
+                found[problem_id] = said
                 progress.advance(task)
                 if stopped():
                     return None
         return grade(evaluation, responses, answers, pool)
 
 
-def _prompts(make: Callable[[Problem], Prompt], problems: Sequence[Problem]) -> Iterator[Prompt | DroppedProblem]:
-    for problem in problems:
-        try:
-            yield make(problem)
-        except DroppedProblem as dropped:
-            yield dropped
+def _reply_greedily(
+    evaluation: Evaluation,
+    engine: Engine,
+    processor: Processor,
+    prompts: Iterable[Prompt | DroppedProblem],
+    max_new_tokens: int,
+) -> Iterator[tuple[str, Reply]]:
+    sampling = Sampling(
+        max_new_tokens, processor.stop_ids, processor.pad_id, temperature=0.0, banned_ids=processor.banned_ids
+    )
+
+    def bucket_of(prompt: Prompt) -> Bucket:
+        return pick_buckets([prompt], evaluation.prompt_buckets, evaluation.window_buckets)
+
+    key = jax.random.key(0)  # greedy: never drawn from
+    return reply(engine, processor, prompts, sampling, key, batch_size=evaluation.batch_size, bucket_of=bucket_of)

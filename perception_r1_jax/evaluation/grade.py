@@ -7,8 +7,8 @@ from typing import Any
 
 from perception_r1_jax.evaluation.checker import MISREAD, RIGHT, Checker
 from perception_r1_jax.evaluation.items import Item
-from perception_r1_jax.evaluation.replies import Reply
 from perception_r1_jax.evaluation.task import Evaluation
+from perception_r1_jax.inference.replies import Reply
 from perception_r1_jax.records import Problem
 from perception_r1_jax.rewards.accuracy import Accuracy, AccuracyPool
 from perception_r1_jax.rewards.grading import OK, answer_text

@@ -25,14 +25,13 @@ from perception_r1_jax.judge.prompts import JudgePrompt, JudgeRequest, load_prom
 from perception_r1_jax.judge.template import MODES, answer_template, answer_text
 from perception_r1_jax.judge.verdicts import NONE, OK, Judgement, parse_verdicts, parse_verdicts_paper
 from perception_r1_jax.models import ModelConfig, load_config
-from perception_r1_jax.processing import Processor, PromptTooLong, batch_prompts
+from perception_r1_jax.processing import Processor, PromptTooLong, batch_prompts, bucket_size
 from perception_r1_jax.records import Prompt
 from perception_r1_jax.sharding import make_mesh
 from perception_r1_jax.weights import load_params, locate_model
 
 TOO_LONG, TOO_MANY, NOT_FINITE = "too_long", "too_many", "not_finite"
 
-_SMALLEST_BUCKET = 64
 _PROBE_COUNT = 12  # numbers of one digit and of two
 
 
@@ -172,13 +171,6 @@ def batches(asks: Sequence[_Ask], size: int) -> Iterator[list[_Ask]]:
     for _, run in itertools.groupby(ordered, key=lambda ask: ask.bucket):
         run = list(run)
         yield from (run[start : start + size] for start in range(0, len(run), size))
-
-
-def bucket_size(size: int, limit: int) -> int:
-    """`size` rounded up to a power of two or three quarters of one, so at most a third is padding; within `limit`."""
-    power = 1 << (size - 1).bit_length()
-    bucket = power * 3 // 4 if size <= power * 3 // 4 else power
-    return min(max(bucket, _SMALLEST_BUCKET), limit)
 
 
 def load_judge(

@@ -54,6 +54,25 @@ def pick_buckets(
     )
 
 
+def bucket_size(size: int, limit: int | None = None, *, smallest: int = 64) -> int:
+    """`size` rounded up to a power of two or three quarters of one, so at most a third is padding.
+
+    Args:
+        size: at least 1.
+        limit: the largest bucket; None for no limit.
+        smallest: the smallest bucket.
+    """
+    power = 1 << (size - 1).bit_length()
+    bucket = max(power * 3 // 4 if size <= power * 3 // 4 else power, smallest)
+    return bucket if limit is None else min(bucket, limit)
+
+
+def own_bucket(prompt: Prompt) -> tuple[int, int]:
+    """A (length, windows) bucket for a prompt among others of unknown size; 0 windows where it has no picture."""
+    windows = len(prompt.vision.image_ids)
+    return bucket_size(len(prompt.tokens)), bucket_size(windows, smallest=4) if windows else 0
+
+
 def prompt_hash(problem_id: str) -> int:
     """A number below 2**32 that depends on the problem's id alone, the same in every process and run."""
     return zlib.crc32(problem_id.encode("utf-8", "surrogatepass"))

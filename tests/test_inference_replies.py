@@ -1,0 +1,85 @@
+"""Replies to many prompts: nothing but the prompt and the key decides one, in whatever batch it is."""
+
+from __future__ import annotations
+
+import jax
+import pytest
+
+from perception_r1_jax.data.errors import DroppedProblem
+from perception_r1_jax.inference import Engine, Sampling
+from perception_r1_jax.inference.replies import Reply, prompts_or_faults, reply
+from perception_r1_jax.models import init_params, load_config
+from perception_r1_jax.processing import Processor
+from perception_r1_jax.records import Problem
+from perception_r1_jax.sharding import make_mesh
+from perception_r1_jax.weights.random_checkpoint import write_random_checkpoint
+from tests import parity
+
+PICTURE = parity.drawing(56, 56, 0)
+PROBLEMS = [
+    Problem("a", "What is 1 + 1?", (PICTURE,), ""),
+    Problem("b", "How long is AB?", (PICTURE,), ""),
+    Problem("c", "How long is BC?", (parity.drawing(140, 56, 1),), ""),
+]
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory):
+    return write_random_checkpoint(tmp_path_factory.mktemp("replies"), "qwen2_5_vl")
+
+
+@pytest.fixture(scope="module")
+def processor(model_dir) -> Processor:
+    return Processor.from_directory(model_dir)
+
+
+@pytest.fixture(scope="module")
+def engine(model_dir) -> Engine:
+    model = load_config(model_dir)
+    return Engine(model, init_params(model, jax.random.key(0)), make_mesh(devices=jax.devices()[:1]))
+
+
+def ask(engine, processor, problems, *, batch_size=4, temperature=1.0, seed=0, bucket=(80, 2)) -> list:
+    sampling = Sampling(
+        12, processor.stop_ids, processor.pad_id, temperature=temperature, banned_ids=processor.banned_ids
+    )
+    prompts = prompts_or_faults(processor.prompt, problems)
+    key = jax.random.key(seed)
+    return list(reply(engine, processor, prompts, sampling, key, batch_size=batch_size, bucket_of=lambda _: bucket))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_the_batch_does_not_change_a_reply(engine, processor, temperature):
+    before = engine.compilations
+    alone = ask(engine, processor, PROBLEMS, batch_size=1, temperature=temperature)
+    together = ask(engine, processor, PROBLEMS, temperature=temperature)
+    reversed_order = ask(engine, processor, PROBLEMS[::-1], temperature=temperature)
+    assert [name for name, _ in together] == ["a", "b", "c"]
+    assert dict(alone) == dict(together) == dict(reversed_order)
+    assert len(set(dict(alone).values())) == len(PROBLEMS), "each prompt has a reply of its own"
+    assert engine.compilations == before + 2
+
+
+def test_a_draw_depends_on_the_key_and_the_id(engine, processor):
+    first, again, other = (dict(ask(engine, processor, PROBLEMS, seed=seed)) for seed in (0, 0, 1))
+    assert first == again
+    assert all(first[name].token_ids != other[name].token_ids for name in first)
+    same_text = [Problem(name, "How long is AB?", (PICTURE,), "") for name in ("b", "d")]
+    named = dict(ask(engine, processor, same_text))
+    assert named["b"] == first["b"] != named["d"]
+
+
+def test_what_a_reply_holds(engine, processor):
+    ((_, said),) = ask(engine, processor, PROBLEMS[:1])
+    assert said.text == processor.decode(said.token_ids)
+    assert (len(said.token_ids), said.finish_reason, said.fault) == (12, "length", "")
+    assert said.prompt_tokens == len(processor.prompt(PROBLEMS[0]).tokens)
+
+
+def test_what_cannot_be_asked_is_told_at_once(engine, processor):
+    bad = [DroppedProblem("7", "invalid JSON"), Problem("no picture", "?", (b"",), "")]
+    told = ask(engine, processor, [PROBLEMS[0], *bad])
+    assert [name for name, _ in told] == ["7", "no picture", "a"]
+    assert told[0][1] == Reply(None, None, "invalid JSON")
+    assert told[1][1].text is None
+    assert "picture 1" in told[1][1].fault
