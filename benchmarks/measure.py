@@ -1,0 +1,126 @@
+"""Two sides timed in turn, what comes of it, and the command line that all benchmarks have."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+CHECKPOINTS = REPOSITORY / "runs" / "benchmarks"
+PACKAGES = ("jax", "jaxlib", "numpy", "torch", "transformers")
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A line of the result.
+
+    Attributes:
+        case: its name.
+        ours, peer: what was measured, in `unit`; peer is None where there is none.
+        unit: of both.
+        ratio: above 1 where ours is better; None without a peer.
+    """
+
+    case: str
+    ours: float
+    peer: float | None
+    unit: str
+    ratio: float | None
+
+
+Workload = Callable[[Path, bool], list[Case]]
+"""From the folder of checkpoints, and whether to be quick, to the cases measured."""
+
+
+def compare(case: str, unit: str, ours: float, peer: float | None = None, *, less_is_better: bool = False) -> Case:
+    """The case of two numbers."""
+    if peer is None:
+        return Case(case, ours, None, unit, None)
+    return Case(case, ours, peer, unit, peer / ours if less_is_better else ours / peer)
+
+
+def throughput(case: str, unit: str, work: float, ours: Sequence[float], peer: Sequence[float] | None = None) -> Case:
+    """The case of two sides that did the same work, from the seconds of their runs: work over the median."""
+    rate = [None if seconds is None else work / statistics.median(seconds) for seconds in (ours, peer)]
+    return compare(case, unit, *rate)
+
+
+def interleave(
+    sides: Mapping[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
+    """Seconds of each run of each side, which are printed too.
+
+    Every side is warmed up once, which is not timed. Then they take turns, every second round in reverse order, so
+    that a machine that becomes slower, and what one side leaves in the caches, hit all alike.
+    """
+    for run in sides.values():
+        run()
+    seconds = {name: [] for name in sides}
+    for turn in range(rounds):
+        for name in list(sides)[:: -1 if turn % 2 else 1]:
+            start = clock()
+            sides[name]()
+            seconds[name].append(clock() - start)
+    for name, times in seconds.items():
+        print(f"  {name:18} {' '.join(f'{x:.2f}' for x in times)} s", flush=True)
+    return seconds
+
+
+def machine() -> dict[str, str]:
+    """What the numbers depend on beside the code: processor, cores, versions, XLA's flags."""
+    return {
+        "processor": _processor(),
+        "cores": str(os.cpu_count()),
+        "python": platform.python_version(),
+        **{name: _version(name) for name in PACKAGES},
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
+    }
+
+
+def run(workloads: Mapping[str, Workload], description: str, argv: Sequence[str] | None = None) -> None:
+    """Reads the command line, runs the workloads one after the other, prints their cases and writes them as JSON."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="little work, to see that everything runs: no numbers")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="file to write the list of cases to")
+    parser.add_argument("--only", choices=workloads, help="run this workload alone")
+    parser.add_argument(
+        "--checkpoints", type=Path, default=CHECKPOINTS, metavar="DIR", help="where the random models are kept"
+    )
+    args = parser.parse_args(argv)
+    for name, value in machine().items():
+        print(f"{name:12} {value}")
+    cases: list[Case] = []
+    for name in [args.only] if args.only else workloads:
+        found = workloads[name](args.checkpoints, args.quick)
+        for case in found:
+            print(line(case), flush=True)
+        cases += found
+        if args.json:  # after each, so that a run that is stopped leaves what it found
+            args.json.write_text(json.dumps([dataclasses.asdict(case) for case in cases], indent=1) + "\n")
+
+
+def line(case: Case) -> str:
+    """A case for a reader."""
+    beside = "" if case.peer is None else f"   peer {case.peer:12,.2f}   ratio {case.ratio:6.2f}"
+    return f"{case.case:20} ours {case.ours:12,.2f}{beside}   {case.unit}"
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [row for row in info.read_text().splitlines() if row.startswith("model name")] if info.is_file() else []
+    return names[0].partition(":")[2].strip() if names else platform.processor()
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

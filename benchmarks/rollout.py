@@ -1,0 +1,181 @@
+"""Rollouts beside transformers + torch `generate` on the same random checkpoint, and beside a static batch.
+
+    python benchmarks/rollout.py [--quick] [--only WORKLOAD] --json OUT
+
+Both sides start from the same prompts, pictures already cut into patches, draw at temperature 1 in float32, and every
+response has its full length: ids that end one are not drawn.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import jax
+import numpy as np
+
+from benchmarks import measure, shape, workload
+from benchmarks.measure import Case
+from perception_r1_jax.inference import Engine, Sampling
+from perception_r1_jax.models import Params, prefill
+from perception_r1_jax.processing import Processor
+from perception_r1_jax.records import PromptBatch
+from perception_r1_jax.training.run_record import peak_rss_bytes
+
+KEY = jax.random.key(0)
+MIB = 2**20
+
+
+def group(folder: Path, quick: bool) -> list[Case]:
+    """Responses per second of groups that share a picture and a prompt, and what they cost in memory."""
+    count, samples, new_tokens, side = (2, 8, 4, 90) if quick else (8, 8, 128, 900)
+    model = shape.load_model(folder, shape.STANDARD)
+    prompts = workload.picture_prompts(model.processor, count, side)
+    batch = workload.pack(model.processor, prompts)
+    ours = our_side(model, batch, samples, new_tokens)
+    ours()
+    memory = measure.compare("peak_memory", "MiB", peak_rss_bytes() / MIB)  # before the peer is there
+    peer = load_peer(model)
+    sides = {"ours": ours}
+    if peer:
+        inputs = peer.inputs(prompts)
+        copies = peer.inputs([prompt for prompt in prompts for _ in range(samples)])
+        sides |= {
+            "group": lambda: peer.generate(inputs, samples, new_tokens),
+            "picture_per_sample": lambda: peer.generate(copies, 1, new_tokens),
+            "shared_by_hand": lambda: peer.generate_shared(inputs, samples, new_tokens),
+        }
+    seconds = measure.interleave(sides, rounds=1 if quick else 3)
+    responses = functools.partial(measure.throughput, unit="responses/s", work=count * samples, ours=seconds["ours"])
+    speed = [responses(name, peer=seconds[name]) for name in sides if name != "ours"] or [responses("group")]
+    return [*speed, prompt_bytes(model, batch, samples), memory]
+
+
+def plain(folder: Path, quick: bool) -> list[Case]:
+    """Tokens per second of short prompts of unlike lengths, a response each."""
+    count, new_tokens = (4, 4) if quick else (32, 128)
+    model = shape.load_model(folder, shape.STANDARD)
+    prompts = workload.text_prompts(model.processor, np.linspace(8, 64, count, dtype=int))
+    sides = {"ours": our_side(model, workload.pack(model.processor, prompts), 1, new_tokens)}
+    if peer := load_peer(model):
+        inputs = peer.inputs(prompts)
+        sides["peer"] = lambda: peer.generate(inputs, 1, new_tokens)
+    seconds = measure.interleave(sides, rounds=1 if quick else 5)
+    return [measure.throughput("plain", "tokens/s", count * new_tokens, seconds["ours"], seconds.get("peer"))]
+
+
+def long_tail(folder: Path, quick: bool) -> list[Case]:
+    """Tokens per second of responses of very unlike lengths, beside the same engine with a static batch."""
+    count, samples, slots = (4, 4, 8) if quick else (32, 8, 32)
+    median, percentile_95, cap = (6, 30, 64) if quick else (300, 1500, 4096)
+    model = shape.load_model(folder, shape.LONG)
+    lengths = workload.log_normal_lengths(count * samples, median, percentile_95, cap).reshape(count, samples)
+    prompts = workload.text_prompts(model.processor, np.linspace(8, 64, count, dtype=int))
+    batch = workload.pack(model.processor, prompts)
+    engine, sampling = make_engine(model, slots), endless(model.processor, cap)
+    at_once = slots // samples
+    used = {}
+
+    def ours() -> None:
+        out = engine.generate(batch, samples, sampling, KEY, limits=lengths)
+        _check(out.mask.sum(-1), lengths)
+        used["ours"] = out.stats["slot_utilisation"]
+
+    def static() -> None:
+        """So many prompts at once as fill the slots; no slot is free before all responses are done."""
+        steps = 0
+        for start in range(0, count, at_once):
+            rows = slice(start, start + at_once)
+            longest = np.full_like(lengths[rows], lengths[rows].max())
+            out = engine.generate(rows_of(batch, rows), samples, sampling, KEY, limits=longest)
+            _check(out.mask.sum(-1), longest)
+            steps += longest.max()
+        used["static"] = lengths.sum() / (steps * slots)
+
+    seconds = measure.interleave({"ours": ours, "static": static}, rounds=1 if quick else 3)
+    return [
+        measure.throughput("long_tail", "tokens/s", int(lengths.sum()), seconds["ours"], seconds["static"]),
+        measure.compare("slot_utilisation", "share", float(used["ours"]), float(used["static"])),
+    ]
+
+
+def prompt_bytes(model: shape.Model, batch: PromptBatch, samples: int) -> Case:
+    """Keys and values of the prompts, beside a layout that holds them for every sample; from the programs' shapes."""
+
+    def keys_and_values(params: Params, batch: PromptBatch) -> tuple[jax.Array, jax.Array]:
+        _, cache = prefill(model.config, params, batch)
+        return cache.k, cache.v
+
+    def size(batch: PromptBatch) -> float:
+        arrays = jax.eval_shape(keys_and_values, model.params, batch)
+        return sum(x.size * x.dtype.itemsize for x in arrays) / MIB
+
+    repeated = jax.tree.map(lambda x: np.repeat(x, samples, axis=0), batch)
+    return measure.compare("prompt_bytes", "MiB", size(batch), size(repeated), less_is_better=True)
+
+
+def endless(processor: Processor, new_tokens: int) -> Sampling:
+    """Drawing at temperature 1, up to the limit: what would end a response is banned."""
+    banned = processor.banned_ids + processor.stop_ids
+    return Sampling(new_tokens, processor.stop_ids, processor.pad_id, banned_ids=banned)
+
+
+def our_side(model: shape.Model, batch: PromptBatch, samples: int, new_tokens: int) -> Callable[[], None]:
+    """A run of ours: `samples` responses of `new_tokens` tokens to each prompt."""
+    engine, sampling = Engine(model.config, model.params, model.mesh), endless(model.processor, new_tokens)
+
+    def run() -> None:
+        out = engine.generate(batch, samples, sampling, KEY)
+        _check(out.mask.sum(-1), new_tokens)
+
+    return run
+
+
+class _EngineWithLimits(Engine):
+    """Stands in for the engine with slots: all responses run to the longest limit, and are cut at their own."""
+
+    def generate(self, prompts, samples, sampling, key, *, limits):
+        longest = int(limits.max())
+        out = super().generate(prompts, samples, dataclasses.replace(sampling, max_new_tokens=longest), key)
+        mask = out.mask & (np.arange(longest) < limits[..., None])
+        stats = {"slot_utilisation": limits.sum() / (limits.size * longest)}
+        return SimpleNamespace(mask=mask, stats=stats)
+
+
+def make_engine(model: shape.Model, slots: int) -> Engine:
+    """The engine with room for `slots` responses at once."""
+    return _EngineWithLimits(model.config, model.params, model.mesh)
+
+
+def load_peer(model: shape.Model) -> Any:
+    """The peer on the model's checkpoint; None where torch is not installed."""
+    if importlib.util.find_spec("torch") is None:
+        return None
+    from benchmarks.peer import Peer
+
+    return Peer(model.directory, model.processor)
+
+
+def rows_of(batch: PromptBatch, rows: slice) -> PromptBatch:
+    """Some of the prompts, in the same bucket."""
+    return jax.tree.map(lambda x: x[rows], batch)
+
+
+def _check(made: np.ndarray, asked: np.ndarray | int) -> None:
+    """Both sides must do the same work: no response may be shorter than asked for."""
+    if not (made == asked).all():
+        raise RuntimeError(f"responses have {made.tolist()} tokens, not {np.asarray(asked).tolist()}.")
+
+
+WORKLOADS: Mapping[str, measure.Workload] = {"group": group, "plain": plain, "long_tail": long_tail}
+
+if __name__ == "__main__":
+    measure.run(WORKLOADS, __doc__)
