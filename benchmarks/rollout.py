@@ -8,13 +8,11 @@ response has its full length: ids that end one are not drawn.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import importlib.util
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -25,7 +23,7 @@ import numpy as np
 from benchmarks import measure, shape, workload
 from benchmarks.measure import Case
 from perception_r1_jax.inference import Engine, Sampling
-from perception_r1_jax.models import Params, prefill
+from perception_r1_jax.models import KeyValues, Params, embed_prompts, prefill, serving_params
 from perception_r1_jax.processing import Processor
 from perception_r1_jax.records import PromptBatch
 from perception_r1_jax.training.run_record import peak_rss_bytes
@@ -80,14 +78,15 @@ def long_tail(folder: Path, quick: bool) -> list[Case]:
     lengths = workload.log_normal_lengths(count * samples, median, percentile_95, cap).reshape(count, samples)
     prompts = workload.text_prompts(model.processor, np.linspace(8, 64, count, dtype=int))
     batch = workload.pack(model.processor, prompts)
-    engine, sampling = make_engine(model, slots), endless(model.processor, cap)
+    engine = Engine(model.config, model.params, model.mesh, slots=slots)
+    sampling = endless(model.processor, cap)
     at_once = slots // samples
     used = {}
 
     def ours() -> None:
         out = engine.generate(batch, samples, sampling, KEY, limits=lengths)
         _check(out.mask.sum(-1), lengths)
-        used["ours"] = out.stats["slot_utilisation"]
+        used["ours"] = out.stats.utilisation
 
     def static() -> None:
         """So many prompts at once as fill the slots; no slot is free before all responses are done."""
@@ -110,12 +109,12 @@ def long_tail(folder: Path, quick: bool) -> list[Case]:
 def prompt_bytes(model: shape.Model, batch: PromptBatch, samples: int) -> Case:
     """Keys and values of the prompts, beside a layout that holds them for every sample; from the programs' shapes."""
 
-    def keys_and_values(params: Params, batch: PromptBatch) -> tuple[jax.Array, jax.Array]:
-        _, cache = prefill(model.config, params, batch)
-        return cache.k, cache.v
+    def keys_and_values(params: Params, batch: PromptBatch) -> KeyValues:
+        params = serving_params(params)
+        return prefill(model.config, params, batch, embed_prompts(model.config, params, batch), 1)[1]
 
     def size(batch: PromptBatch) -> float:
-        arrays = jax.eval_shape(keys_and_values, model.params, batch)
+        arrays = jax.tree.leaves(jax.eval_shape(keys_and_values, model.params, batch))
         return sum(x.size * x.dtype.itemsize for x in arrays) / MIB
 
     repeated = jax.tree.map(lambda x: np.repeat(x, samples, axis=0), batch)
@@ -137,22 +136,6 @@ def our_side(model: shape.Model, batch: PromptBatch, samples: int, new_tokens: i
         _check(out.mask.sum(-1), new_tokens)
 
     return run
-
-
-class _EngineWithLimits(Engine):
-    """Stands in for the engine with slots: all responses run to the longest limit, and are cut at their own."""
-
-    def generate(self, prompts, samples, sampling, key, *, limits):
-        longest = int(limits.max())
-        out = super().generate(prompts, samples, dataclasses.replace(sampling, max_new_tokens=longest), key)
-        mask = out.mask & (np.arange(longest) < limits[..., None])
-        stats = {"slot_utilisation": limits.sum() / (limits.size * longest)}
-        return SimpleNamespace(mask=mask, stats=stats)
-
-
-def make_engine(model: shape.Model, slots: int) -> Engine:
-    """The engine with room for `slots` responses at once."""
-    return _EngineWithLimits(model.config, model.params, model.mesh)
 
 
 def load_peer(model: shape.Model) -> Any:

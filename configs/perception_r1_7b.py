@@ -60,6 +60,10 @@ def get_config() -> ConfigDict:
     config.rollout.response_buckets = (512, 1024, 2048, 4096)  # 4,096 is their limit
     config.rollout.save = ""  # no: some 10 MB a step
     config.rollout.replay = ""  # every step draws
+    config.rollout.slots = 256  # a device's share of the 1,024 responses passes through them
+    config.rollout.weights_memory = 0.45  # whole on 80 GB; split over 4 devices of 16 GB
+    config.rollout.cache_memory = 0.3  # the update has it back
+    config.rollout.cache_int8 = False  # the sampler's log-probs are to be the trainer's
 
     config.reward.format_weight = 0.1  # times 0 or 1
     config.reward.accuracy_weight = 0.9  # times 0 or 1

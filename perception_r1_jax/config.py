@@ -57,6 +57,7 @@ LEAST = {
     "rollout.prompts_per_step": 1,
     "rollout.samples_per_prompt": 2,  # advantages compare the members of a group
     "rollout.top_k": 0,
+    "rollout.slots": 1,
     "rollout.min_p": 0,
     "rollout.min_new_tokens": 0,
     "reward.ngram_size": 1,
@@ -80,6 +81,8 @@ LEAST = {
 
 POSITIVE = (
     "rollout.temperature",  # training divides logits by it, so it cannot be greedy
+    "rollout.weights_memory",
+    "rollout.cache_memory",
     "reward.deadline_seconds",
     "optimizer.learning_rate",
     "optimizer.eps",
@@ -153,6 +156,10 @@ def default_config() -> ConfigDict:
     # For debugging: such a file, whose step takes the responses in it instead of drawing, or a folder of them, for all
     # steps that have one there. They belong to the problems of their step: keep seed, data and batch sizes. "": none.
     config.rollout.replay = ""
+    config.rollout.slots = 256  # responses that a device decodes at a time; others wait for one of them to end
+    config.rollout.weights_memory = 0.45  # share of a device's memory for weights that roll out; larger ones are split
+    config.rollout.cache_memory = 0.3  # share of a device's memory for keys and values of prompts and responses
+    config.rollout.cache_int8 = False  # True keeps these in 8 bits: half of bfloat16, at some cost in agreement
 
     config.reward = ConfigDict()  # the terms of the reward and their weights in its sum
     config.reward.format_weight = 0.1  # times 0 or 1
@@ -235,6 +242,8 @@ def validate(config: ConfigDict) -> None:
     _require(config, "rollout.top_p", 0 < config.rollout.top_p <= 1, "it must be above 0 and at most 1")
     _require(config, "rollout.min_p", config.rollout.min_p <= 1, "it must be at most 1")
     _require(config, "rollout.stop_strings", are_stop_strings(config.rollout.stop_strings), f"give {STOP_STRINGS}")
+    for field in ("rollout.weights_memory", "rollout.cache_memory"):
+        _require(config, field, _get(config, field) <= 1, "it is a share of the memory, at most 1")
     _require(config, "judge.flip_share", 0 <= config.judge.flip_share <= 1, "it must be between 0 and 1")
     for field, least in {"prompt_buckets": 1, "window_buckets": 0, "response_buckets": 1}.items():
         _check_buckets(config, f"rollout.{field}", least)

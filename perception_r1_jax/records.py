@@ -42,6 +42,10 @@ AnyArray = jax.Array | np.ndarray
 """What a function takes that runs on the records as they come from the host, and inside `jit` alike."""
 
 
+Leaf = Any
+"""An array in a record that jit takes; jax puts shapes, shardings and the like in its place."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Problem:
     """One problem as a data set holds it.
@@ -153,6 +157,7 @@ class Rollout:
             training temperature and before top-k and top-p; 0 outside the mask.
         finish_reasons: [N][G] of "stop" or "length".
         texts: [N][G] decoded responses without special tokens.
+        stats: what drawing them took, by name of the metric; empty for a rollout that was replayed.
     """
 
     tokens: np.ndarray
@@ -160,6 +165,7 @@ class Rollout:
     logps: np.ndarray
     finish_reasons: list[list[str]]
     texts: list[list[str]]
+    stats: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -102,5 +102,9 @@ def batch_sharding(mesh: Mesh, shape: Sequence[int], axis: int = 0) -> NamedShar
 
 
 def put_batch(mesh: Mesh, batch: Any) -> Any:
-    """Moves a tree of numpy arrays with leading batch dimension onto the mesh."""
-    return jax.tree.map(lambda x: jax.device_put(x, batch_sharding(mesh, np.shape(x))), batch)
+    """Moves a tree of numpy arrays with leading batch dimension onto the mesh; every device gets a number whole."""
+
+    def place(x):
+        return batch_sharding(mesh, np.shape(x)) if np.ndim(x) else replicated(mesh)
+
+    return jax.tree.map(lambda x: jax.device_put(x, place(x)), batch)

@@ -67,6 +67,13 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="P",
         help="draw from the likeliest tokens that have probability P together; 1, the default: from all",
     )
+    parser.add_argument(
+        "--min_p",
+        type=float,
+        default=0.0,
+        metavar="P",
+        help="draw only tokens with at least P times the probability of the likeliest; 0, the default: any",
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the draw, with a temperature (default 0)")
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="float32", help="to compute in (default float32)"
@@ -85,6 +92,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--top_k {args.top_k}: must be at least 0")
     if not 0 < args.top_p <= 1:
         parser.error(f"--top_p {args.top_p}: must be above 0 and at most 1")
+    if not 0 <= args.min_p <= 1:
+        parser.error(f"--min_p {args.min_p}: must be from 0 to 1")
     if args.batch_size < 1:
         parser.error(f"--batch_size {args.batch_size}: must be at least 1")
     if not 0 <= args.seed < SEEDS:
@@ -191,7 +200,7 @@ def fields_of(answer: Reply) -> dict[str, Any]:
 
 def settings(args: argparse.Namespace) -> dict[str, Any]:
     """All that the replies to a file depend on, as JSON has it."""
-    names = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "dtype")
+    names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "dtype")
     return {
         "model": str(Path(args.model).resolve()),
         "input_sha256": hashlib.sha256(args.input.read_bytes()).hexdigest(),
@@ -217,8 +226,8 @@ def load_engine(args: argparse.Namespace) -> Engine:
     from perception_r1_jax.sharding import make_mesh
     from perception_r1_jax.weights import load_params, locate_model
 
-    config, mesh = load_config(locate_model(args.model).model_dir), make_mesh()
-    return Engine(config, load_params(args.model, config, mesh, jnp.dtype(args.dtype)), mesh)
+    config, mesh, dtype = load_config(locate_model(args.model).model_dir), make_mesh(), jnp.dtype(args.dtype)
+    return Engine(config, load_params(args.model, config, mesh, dtype), mesh, dtype=dtype)
 
 
 def make_sampling(args: argparse.Namespace, processor: Processor) -> Sampling:
@@ -232,6 +241,7 @@ def make_sampling(args: argparse.Namespace, processor: Processor) -> Sampling:
         temperature=args.temperature,
         top_k=args.top_k,
         top_p=args.top_p,
+        min_p=args.min_p,
         banned_ids=processor.banned_ids,
     )
 

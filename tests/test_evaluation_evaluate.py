@@ -12,6 +12,7 @@ from rich.console import Console
 from perception_r1_jax.evaluation.evaluate import evaluate
 from perception_r1_jax.evaluation.task import Evaluation
 from perception_r1_jax.inference import Engine, Generated
+from perception_r1_jax.inference.stats import GenerationStats
 from perception_r1_jax.processing import Processor
 from perception_r1_jax.records import Problem
 from perception_r1_jax.weights.random_checkpoint import write_random_checkpoint
@@ -63,7 +64,7 @@ class ScriptedEngine(Engine):
     def __init__(self, processor: Processor, answer):
         self.processor, self.answer, self.batches = processor, answer, []
 
-    def generate(self, prompts, samples, sampling, key) -> Generated:
+    def generate(self, prompts, samples, sampling, key, *, decode) -> Generated:
         assert (samples, sampling.temperature, len(sampling.banned_ids)) == (1, 0.0, 5)
         rows, length = prompts.tokens.shape
         texts = [self.processor.decode(row[:size]) for row, size in zip(prompts.tokens, prompts.lengths) if size]
@@ -75,7 +76,7 @@ class ScriptedEngine(Engine):
             stopped[row] = len(said) <= sampling.max_new_tokens
             said = said[: sampling.max_new_tokens]
             tokens[row, 0, : len(said)], mask[row, 0, : len(said)] = said, True
-        return Generated(tokens, mask, np.zeros(tokens.shape, np.float32), stopped)
+        return Generated(tokens, mask, np.zeros(tokens.shape, np.float32), stopped, GenerationStats())
 
 
 def test_what_is_asked(processor):

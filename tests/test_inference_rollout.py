@@ -9,6 +9,7 @@ import pytest
 from perception_r1_jax.config import default_config
 from perception_r1_jax.inference import Engine, Generated
 from perception_r1_jax.inference.rollout import bucketed_batch, make_sampling, roll_out, rollout_metrics
+from perception_r1_jax.inference.stats import GenerationStats
 from perception_r1_jax.models import init_params, load_config
 from perception_r1_jax.processing import Processor
 from perception_r1_jax.records import Problem
@@ -17,6 +18,7 @@ from perception_r1_jax.weights.random_checkpoint import write_random_checkpoint
 from tests import parity
 
 KEY = jax.random.key(0)
+STATS = GenerationStats(1.0, 2.0, 4.0, 1.0, tokens=40, decoded=30, steps=40, preempted=1, cache_bytes=2**29)
 
 
 @pytest.fixture(scope="module")
@@ -53,15 +55,16 @@ class ScriptedEngine(Engine):
     def __init__(self, answers):
         self.answers = answers
 
-    def generate(self, prompts, samples, sampling, key) -> Generated:
+    def generate(self, prompts, samples, sampling, key, *, decode, on_progress) -> Generated:
         self.asked = (prompts, samples, sampling, key)
+        on_progress(0)
         shape = (len(self.answers), samples, sampling.max_new_tokens)
         tokens, mask = np.full(shape, sampling.pad_id, np.int32), np.zeros(shape, bool)
         for row, group in enumerate(self.answers):
             for sample, answer in enumerate(group):
                 tokens[row, sample, : len(answer)], mask[row, sample, : len(answer)] = answer, True
         stopped = np.array([[answer[-1] in sampling.stop_ids for answer in group] for group in self.answers])
-        return Generated(tokens, mask, np.where(mask, -0.5, 0).astype(np.float32), stopped)
+        return Generated(tokens, mask, np.where(mask, -0.5, 0).astype(np.float32), stopped, STATS)
 
 
 def say(processor: Processor, text: str, *, stop: int | None = None) -> list[int]:
@@ -138,6 +141,14 @@ def test_metrics(processor, config):
         "rollout/length_max": 12.0,
         "rollout/cut_share": pytest.approx(1 / 6),
         "rollout/tokens": float(lengths.sum()),
+        "rollout/vision_seconds": 1.0,
+        "rollout/prefill_seconds": 2.0,
+        "rollout/decode_seconds": 4.0,
+        "rollout/host_seconds": 1.0,
+        "rollout/tokens_per_second": 5.0,
+        "rollout/slot_utilisation": 0.75,
+        "rollout/preempted": 1.0,
+        "rollout/cache_gib": 0.5,
     }
 
 

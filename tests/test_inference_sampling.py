@@ -101,18 +101,34 @@ def test_what_is_impossible_stays_impossible():
     assert np.isfinite(logps).all()
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0, 0.7])
-def test_without_other_settings_the_likeliest_after_gumbel_noise_is_drawn(temperature):
-    """Bit for bit: these are the draws of a run that sets none of them."""
-    rows = random_rows(4, 5)
+@pytest.mark.parametrize("size", [40, 256, 1000])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_a_token_is_drawn_where_the_cumulated_probability_passes_a_number_of_its_key(temperature, size):
+    rows = random_rows(40, 5, size=size)
     sampling = settings(temperature=temperature, banned_ids=(3, 5))
     tokens, logps = sample(rows["logits"], rows["keys"], sampling)
-    scaled = np.asarray(rows["logits"] / np.float32(temperature or 1)).copy()
+    scaled = np.asarray(rows["logits"], np.float64) / temperature
     scaled[..., [3, 5]] = -np.inf
-    for row in np.ndindex(4, 5):
-        noise = np.asarray(jax.random.gumbel(rows["keys"][row], (40,), jnp.float32)) * bool(temperature)
-        assert tokens[row] == np.argmax(scaled[row] + noise)
-    np.testing.assert_array_equal(logps, token_logps(jnp.asarray(scaled), tokens))
+    shares = np.exp(scaled - np.logaddexp.reduce(scaled, axis=-1, keepdims=True))
+    ends = np.cumsum(shares, axis=-1)
+    for row in np.ndindex(40, 5):
+        mark = float(jax.random.uniform(rows["keys"][row], (), jnp.float32))
+        token = int(tokens[row])
+        assert ends[row][token] - shares[row][token] - 1e-6 <= mark <= ends[row][token] + 1e-6
+    np.testing.assert_allclose(
+        logps, np.log(np.take_along_axis(shares, np.asarray(tokens)[..., None], -1)[..., 0]), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("possible", [[0], [39], [255, 300], [256], [511], [100, 101, 999]])
+def test_no_number_draws_what_is_impossible(monkeypatch, possible):
+    """Also the least and the largest number that there is, and one whose mark is rounded up to the end."""
+    logits = jnp.full((4, 1000), -jnp.inf).at[:, jnp.asarray(possible)].set(0.1)
+    numbers = iter([0.0, 0.5, float(np.nextafter(np.float32(1), np.float32(0))), 1.0])
+    monkeypatch.setattr(jax, "vmap", lambda draw: lambda keys: jnp.asarray(list(numbers), jnp.float32))
+    tokens, _ = sample(logits, jax.random.split(jax.random.key(0), 4), settings())
+    assert set(tokens.tolist()) <= set(possible)
+    assert {tokens[0].item(), tokens[3].item()} == {possible[0], possible[-1]}
 
 
 @pytest.mark.parametrize("shape", [(), (12,), (3, 4), (2, 3, 2)])
@@ -126,19 +142,15 @@ def test_rows_of_any_shape_draw_the_same(shape):
     np.testing.assert_allclose(logps.reshape(-1), flat_logps[: tokens.size], rtol=1e-6)
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.7])
-def test_tokens_under_other_numbers_are_drawn_alike(monkeypatch, temperature):
-    """With the vocabulary in another order, and the noise in the same: the same token under its new number."""
+def test_tokens_under_other_numbers_are_chosen_alike():
+    """With the vocabulary in another order: the same token under its new number."""
     rows, order = random_rows(30), np.random.default_rng(1).permutation(40)
     number = {old: new for new, old in enumerate(order.tolist())}
-    sampling = settings(**ALL | {"temperature": temperature})
-    tokens, logps = sample(**rows, sampling=sampling)
-
-    gumbel = jax.random.gumbel
-    monkeypatch.setattr(jax.random, "gumbel", lambda *args: gumbel(*args)[order])
+    greedy = ALL | {"temperature": 0.0}
+    tokens, logps = sample(**rows, sampling=settings(**greedy))
     renamed = {name: value[..., order] if name in ("logits", "seen") else value for name, value in rows.items()}
     ids = {"stop_ids": tuple(number[i] for i in (0, 1)), "banned_ids": tuple(number[i] for i in (3, 5))}
-    new_tokens, new_logps = sample(**renamed, sampling=settings(**ALL | {"temperature": temperature} | ids))
+    new_tokens, new_logps = sample(**renamed, sampling=settings(**greedy | ids))
     assert new_tokens.tolist() == [number[token] for token in tokens.tolist()]
     np.testing.assert_allclose(new_logps, logps, rtol=1e-5)
     assert len(set(tokens.tolist())) > 10

@@ -12,6 +12,7 @@ import pytest
 
 from perception_r1_jax.errors import UserError
 from perception_r1_jax.inference import Generated
+from perception_r1_jax.inference.stats import GenerationStats
 from perception_r1_jax.judge.on_mesh import Judge, load_judge
 from perception_r1_jax.judge.prompts import JudgePrompt, JudgeRequest
 from perception_r1_jax.judge.template import answer_text
@@ -46,7 +47,7 @@ class ScriptedEngine:
         self.batches: list[list[str]] = []
         self.shapes: list[tuple[int, int, int]] = []
 
-    def generate(self, prompts, samples, sampling, key, forced=None, choice_ids=()) -> Generated:
+    def generate(self, prompts, samples, sampling, key, *, forced=None, choice_ids=()) -> Generated:
         rows, length = prompts.tokens.shape
         texts = [self.processor.decode(row[:size]) for row, size in zip(prompts.tokens, prompts.lengths) if size]
         self.batches.append([re.search(r"Text:\n(.*?)\nVerdicts:", text, re.DOTALL)[1] for text in texts])
@@ -58,7 +59,7 @@ class ScriptedEngine:
             answer = self._answer(text, None if forced is None else forced[row], choice_ids, sampling)
             tokens[row, 0, : len(answer)], mask[row, 0, : len(answer)] = answer, True
         logps = np.full(tokens.shape, np.nan if self.nan else 0.0, np.float32)
-        return Generated(tokens, mask, logps, mask.any(-1))
+        return Generated(tokens, mask, logps, mask.any(-1), GenerationStats())
 
     def _answer(self, text: str, forced, choice_ids, sampling) -> list[int]:
         facts, response = re.search(r"Facts:\n(.*)\nText:\n(.*)\nVerdicts:", text, re.DOTALL).groups()
@@ -187,7 +188,7 @@ def generated(judge, monkeypatch) -> list[Generated]:
     """What the judge's engine has generated, batch by batch."""
     engine, seen = judge._engine, []
     generate = engine.generate
-    monkeypatch.setattr(engine, "generate", lambda *args: seen.append(generate(*args)) or seen[-1])
+    monkeypatch.setattr(engine, "generate", lambda *args, **named: seen.append(generate(*args, **named)) or seen[-1])
     return seen
 
 
@@ -205,8 +206,10 @@ def test_a_random_model_cannot_break_the_form_when_constrained(judge, processor,
 
 def test_a_judgement_does_not_depend_on_what_is_judged_beside_it(judge):
     requests = [request(1 + k % 3, "ab"[k % 2] * k, (0,)) for k in range(7)]
-    assert [judge.judge([one])[0] for one in requests] == judge.judge(requests)
-    assert judge._engine.compilations == 1
+    alone = [judge.judge([one])[0] for one in requests]
+    compilations = judge.compilations
+    assert judge.judge(requests) == alone
+    assert judge.compilations == compilations
 
 
 def test_a_random_model_left_free_fails_by_name(judge, processor):

@@ -1,4 +1,4 @@
-"""Attention: against its formula, in blocks and whole, and in parts."""
+"""Attention over whole sequences: against its formula, in blocks and whole."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from perception_r1_jax.models.attention import attention, segment_mask, shared_prefix_attention
+from perception_r1_jax.models.attention import attention, segment_mask
 
 B, T, HEADS, KV_HEADS, H = 2, 19, 6, 2, 4
 
@@ -105,20 +105,6 @@ def test_bfloat16_stays_bfloat16_forward_and_backward_without_promotion(block):
     for grad, expected in zip(pull_back(draw(*q.shape, seed=4).astype(jnp.bfloat16)), exact):
         assert grad.dtype == jnp.bfloat16
         assert np.linalg.norm(grad.astype(jnp.float32) - expected) < 0.02 * np.linalg.norm(expected)
-
-
-def test_a_shared_prefix_is_attention_to_prompt_and_own_response():
-    groups, length, capacity = 3, 5, 4
-    q = draw(B, groups, HEADS, H)
-    prompt = [draw(B, length, KV_HEADS, H, seed=seed) for seed in (1, 2)]
-    response = [draw(B, groups, capacity, KV_HEADS, H, seed=seed) for seed in (3, 4)]
-    prompt_mask = jnp.arange(length)[None] < jnp.array([[5], [3]])
-    response_mask = jnp.broadcast_to(jnp.arange(capacity) <= 1, (B, groups, capacity))
-    out = shared_prefix_attention(q, tuple(prompt), tuple(response), prompt_mask, response_mask)
-    for g in range(groups):
-        k, v = (jnp.concatenate([p, r[:, g]], axis=1) for p, r in zip(prompt, response))
-        mask = jnp.concatenate([prompt_mask, response_mask[:, g]], axis=1)[:, None]
-        np.testing.assert_allclose(out[:, g : g + 1], formula(q[:, g : g + 1], k, v, mask), atol=2e-6)
 
 
 def test_a_segment_sees_itself_and_nothing_of_another():

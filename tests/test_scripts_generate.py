@@ -224,11 +224,11 @@ def test_a_job_that_was_cut_short_asks_only_for_the_rest(script, folder, tmp_pat
     prompts = [{"id": name, "prompt": f"How long is {name}?"} for name in ("AB", "BC", "CD", "DA")]
     generate, calls = Engine.generate, []
 
-    def failing(*args):
+    def failing(*args, **named):
         calls.append(args)
         if len(calls) == 2:
             raise RuntimeError("the machine is gone")
-        return generate(*args)
+        return generate(*args, **named)
 
     monkeypatch.setattr(Engine, "generate", failing)
     draw = ("--temperature", "1", "--top_p", "0.9", "--top_k", "50")

@@ -120,6 +120,18 @@ def test_a_checker_that_cannot_be_imported_stops_before_any_work(data, tmp_path)
     assert not (tmp_path / "run").exists()
 
 
+class Loaded:
+    """An engine that only remembers its parameters."""
+
+    params = None
+
+    def load(self, params):
+        self.params = params
+
+    def unload(self):
+        self.params = None
+
+
 class Stand:
     """A run whose policy answers with the number of steps it has done, and whose steps only count."""
 
@@ -128,15 +140,15 @@ class Stand:
         self.console = Console(record=True)
         self.config = types.SimpleNamespace(steps=steps)
         self.evaluation = types.SimpleNamespace(name=evaluation) if evaluation else None
-        self.engine = types.SimpleNamespace(params=None)
+        self.engine = Loaded()
         self.state = types.SimpleNamespace(params="master")
-        self.checkpoints, self.processor, self.to_rollout = nullcontext(), None, lambda params: f"cast {params}"
+        self.checkpoints, self.processor = nullcontext(), None
         monkeypatch.setattr(evaluating, "evaluate", self.evaluate)
         monkeypatch.setattr(loop, "take_steps", self.take_steps)
         monkeypatch.setattr(loop, "_write_result", before_and_after)
 
     def evaluate(self, evaluation, engine, processor, console, stopped):
-        assert engine.params == "cast master"
+        assert engine.params == "master"
         self.made.append(self.step)
         if self.stop_in == self.step:
             os.kill(os.getpid(), signal.SIGTERM)

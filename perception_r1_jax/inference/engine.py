@@ -1,22 +1,53 @@
-"""The engine: `generate` compiled per bucket on a mesh. Rollouts, the judge and scripts/generate.py use it."""
+"""The engine: prompts in, responses out, however many and however long. Rollouts, judge and evaluation use it."""
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Int, Key
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int, Key
 
-from perception_r1_jax.inference.generate import Responses, generate
+from perception_r1_jax.inference.call import Call, Programs
+from perception_r1_jax.inference.generation import Generation
+from perception_r1_jax.inference.pools import Pools, plan_pools
+from perception_r1_jax.inference.reshard import device_memory, make_reshard, serving_mesh
 from perception_r1_jax.inference.sampling import Sampling
-from perception_r1_jax.models import ModelConfig, Params
+from perception_r1_jax.inference.stats import GenerationStats
+from perception_r1_jax.models import ModelConfig, Params, count_params, token_bytes
 from perception_r1_jax.records import PromptBatch
-from perception_r1_jax.sharding import put_batch, replicated
 
-Generated = Responses
-"""The engine's answer: `Responses` of numpy arrays."""
+SLOTS = 256
+"""The most sequences that a device decodes at a time, unless told otherwise."""
+
+WEIGHTS_MEMORY, CACHE_MEMORY = 0.45, 0.3
+"""Shares of a device's memory that the weights and the keys and values may take, unless told otherwise."""
+
+
+def ignore_progress(finished: int) -> None:
+    """For those who wait for the end."""
+
+
+class Generated(NamedTuple):
+    """Responses to N prompts (numpy).
+
+    Attributes:
+        tokens: int32 [N, G, C], pad ids after a response's end.
+        mask: bool [N, G, C], true on a response's tokens, its stop token included.
+        logps: float32 [N, G, C], 0 outside of the mask.
+        stopped: bool [N, G], false for a response that was cut at its limit.
+        stats: what it took.
+    """
+
+    tokens: Int[np.ndarray, "N G C"]
+    mask: Bool[np.ndarray, "N G C"]
+    logps: Float[np.ndarray, "N G C"]
+    stopped: Bool[np.ndarray, "N G"]
+    stats: GenerationStats
 
 
 class Engine:
@@ -24,16 +55,64 @@ class Engine:
 
     Attributes:
         config: the model's shapes.
-        params: its parameters on the mesh, in the dtype to compute in; None for now: a training loop sets the current
-            policy here before each rollout.
-        mesh: where they live.
+        mesh: where it serves: the devices of the mesh it was given, with the least tensor parallelism that fits.
     """
 
-    def __init__(self, config: ModelConfig, params: Params | None, mesh: Mesh):
-        self.config, self.params, self.mesh = config, params, mesh
-        self._generate = jax.jit(
-            functools.partial(generate, config), static_argnames=("samples", "sampling", "choice_ids")
-        )
+    def __init__(
+        self,
+        config: ModelConfig,
+        params: Params | None,
+        mesh: Mesh,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        slots: int = SLOTS,
+        weights_memory: float = WEIGHTS_MEMORY,
+        cache_memory: float = CACHE_MEMORY,
+        cache_int8: bool = False,
+    ):
+        """Places the parameters, where there are any yet; `load` takes others later.
+
+        Args:
+            config: the model's shapes.
+            params: its parameters as they are trained or read, wherever they lie.
+            mesh: the devices.
+            dtype: to compute in; logits, softmax and log-probs are float32.
+            slots: the most sequences that a device decodes at a time.
+            weights_memory: share of a device's memory that the weights may take.
+            cache_memory: share of a device's memory that the keys and values may take.
+            cache_int8: keeps keys and values of prompts and pages in 8 bits.
+
+        Raises:
+            UserError: the weights do not fit, however they are split.
+        """
+        memory = device_memory(mesh.devices.flat[0])
+        self.config = config
+        self.mesh = serving_mesh(mesh, config, dtype, weights_memory * memory)
+        self._dtype, self._slots, self._cache_bytes = jnp.dtype(dtype), slots, cache_memory * memory
+        self._cache_dtype = jnp.dtype(jnp.int8) if cache_int8 else self._dtype
+        self._reshard = make_reshard(config, self.mesh, dtype)
+        self._params = None if params is None else self._reshard(params)
+        self._programs = Programs(config, self._dtype, self._cache_dtype)
+
+    def load(self, params: Params) -> None:
+        """Takes these parameters from now on: one program casts them and moves them to the serving mesh."""
+        self._params = None
+        self._params = self._reshard(params)
+
+    def unload(self) -> None:
+        """Lets go of the parameters, so that their room is free."""
+        self._params = None
+
+    def layout(self) -> str:
+        """Where the weights lie and how the batch is split, for people."""
+        ways = self.mesh.shape["tensor"]
+        gib = count_params(self.config) * self._dtype.itemsize / ways / 2**30
+        return f"batch over {self.shards} x tensor {ways}, weights {gib:.2f} GiB a device in {self._dtype.name}"
+
+    @property
+    def shards(self) -> int:
+        """D: in how many shards the batch lies; sequences of different shards never meet."""
+        return self.mesh.shape["data"]
 
     def generate(
         self,
@@ -41,23 +120,70 @@ class Engine:
         samples: int,
         sampling: Sampling,
         key: Key[Array, ""],
+        *,
         forced: Int[np.ndarray, "N C"] | None = None,
         choice_ids: tuple[int, ...] = (),
+        limits: Int[np.ndarray, "N G"] | None = None,
+        decode: Callable[[Sequence[int]], str] | None = None,
+        on_progress: Callable[[int], None] = ignore_progress,
     ) -> Generated:
-        """Generates `samples` responses to each prompt of a padded batch; see `generate`."""
+        """Generates `samples` responses to each prompt. Picture and prompt are computed once per prompt.
+
+        However many there are, they pass through as many slots as there is room for; whatever leaves makes place for
+        the next. What a response says does not depend on that.
+
+        Args:
+            prompts: N prompts (numpy); rows of length 0 only fill the batch.
+            samples: G.
+            sampling: how tokens are drawn, and C, the most tokens of a response.
+            key: of this batch, usually folded from (seed, step).
+            forced: tokens that are written as they are; -1 where the model chooses.
+            choice_ids: with `forced`, the only tokens that the model may choose; () leaves it all.
+            limits: the most tokens of each response, from 1 to C; C everywhere if None.
+            decode: from token ids to text, where `sampling` has stop strings.
+            on_progress: called with the number of responses finished so far, between stretches of decoding; what it
+                raises ends the generation.
+
+        Raises:
+            UserError: not even one response has room in the cache.
+        """
+        if self._params is None:
+            raise RuntimeError("the engine has no parameters; `load` them first.")
+        if choice_ids and forced is None:
+            raise ValueError(f"choice_ids = {choice_ids} go with `forced`, which is None.")
+        pools = self._plan(prompts, samples, sampling)
+        generation = Generation(
+            prompts, samples, sampling, pools, self.shards, forced=forced, limits=limits, decode=decode
+        )
+        generation.stats.cache_bytes = int(
+            self.shards * pools.tokens(prompts.tokens.shape[1]) * token_bytes(self.config, self._cache_dtype)
+        )
         with jax.set_mesh(self.mesh):
-            responses = self._generate(
-                self.params,
-                put_batch(self.mesh, prompts),
-                jax.device_put(key, replicated(self.mesh)),
-                None if forced is None else put_batch(self.mesh, forced),
-                samples=samples,
+            Call(
+                self._programs,
+                self._params,
+                self.mesh,
+                generation,
+                pools,
+                prompt_tokens=prompts.tokens.shape[1],
                 sampling=sampling,
+                key=key,
                 choice_ids=choice_ids,
-            )
-        return Generated(*jax.device_get(responses))
+            ).run(on_progress)
+        return Generated(generation.tokens, generation.mask, generation.logps, generation.stopped, generation.stats)
 
     @property
     def compilations(self) -> int:
-        """Programs compiled so far: one per bucket and setting."""
-        return self._generate._cache_size()
+        """Programs compiled so far. All that prompts of one shape need are compiled with the first of them."""
+        return self._programs.compilations
+
+    def _plan(self, prompts: PromptBatch, samples: int, sampling: Sampling) -> Pools:
+        ways = self.mesh.shape["tensor"]
+        return plan_pools(
+            prompts=-(-len(prompts.lengths) // self.shards),
+            samples=samples,
+            prompt_tokens=prompts.tokens.shape[1],
+            new_tokens=sampling.max_new_tokens,
+            slots=self._slots,
+            budget=self._cache_bytes * ways / token_bytes(self.config, self._cache_dtype),
+        )

@@ -91,7 +91,7 @@ def _reply(
 ) -> Iterator[tuple[str, Reply]]:
     length, windows = bucket
     batch = batch_prompts(prompts, rows=rows, length=length, windows=windows, pad_id=processor.pad_id)
-    out = engine.generate(batch, 1, sampling, key)
+    out = engine.generate(batch, 1, sampling, key, decode=processor.decode)
     for prompt, tokens, mask, stopped in zip(prompts, out.tokens[:, 0], out.mask[:, 0], out.stopped[:, 0]):
         token_ids, finish = tokens[mask].tolist(), FINISH_STOP if stopped else FINISH_LENGTH
         text, size = processor.decode(token_ids), len(prompt.tokens)

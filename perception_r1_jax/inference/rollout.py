@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
 from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
-from perception_r1_jax.inference.engine import Engine
+from perception_r1_jax.inference.engine import Engine, ignore_progress
 from perception_r1_jax.inference.sampling import Sampling
+from perception_r1_jax.models import ModelConfig
 from perception_r1_jax.processing import Processor, batch_prompts, pick_bucket, pick_buckets
 from perception_r1_jax.records import FINISH_LENGTH, FINISH_STOP, Prompt, PromptBatch, Rollout
 
@@ -39,8 +42,27 @@ def bucketed_batch(prompts: Sequence[Prompt], processor: Processor, config: Conf
     return batch_prompts(prompts, rows=len(prompts), length=length, windows=windows, pad_id=processor.pad_id)
 
 
+def make_engine(model: ModelConfig, mesh: Mesh, dtype: DTypeLike, config: ConfigDict) -> Engine:
+    """The engine of a run's rollouts, without parameters yet; `config` is `config.rollout`."""
+    return Engine(
+        model,
+        None,
+        mesh,
+        dtype=dtype,
+        slots=config.slots,
+        weights_memory=config.weights_memory,
+        cache_memory=config.cache_memory,
+        cache_int8=config.cache_int8,
+    )
+
+
 def roll_out(
-    engine: Engine, processor: Processor, batch: PromptBatch, config: ConfigDict, key: Key[Array, ""]
+    engine: Engine,
+    processor: Processor,
+    batch: PromptBatch,
+    config: ConfigDict,
+    key: Key[Array, ""],
+    on_progress: Callable[[int], None] = ignore_progress,
 ) -> Rollout:
     """Draws `config.samples_per_prompt` responses to each prompt, in the smallest bucket that holds the longest.
 
@@ -50,8 +72,16 @@ def roll_out(
         batch: N prompts.
         config: `config.rollout`.
         key: of this step; samples fold in their prompt's id, number and position.
+        on_progress: as of `Engine.generate`: what it raises ends the rollout.
     """
-    out = engine.generate(batch, config.samples_per_prompt, make_sampling(config, processor), key)
+    out = engine.generate(
+        batch,
+        config.samples_per_prompt,
+        make_sampling(config, processor),
+        key,
+        decode=processor.decode,
+        on_progress=on_progress,
+    )
     size = pick_bucket(int(out.mask.sum(-1).max()), config.response_buckets, "longest response")
     return Rollout(
         tokens=out.tokens[:, :, :size],
@@ -59,11 +89,12 @@ def roll_out(
         logps=out.logps[:, :, :size],
         finish_reasons=[[FINISH_STOP if stop else FINISH_LENGTH for stop in row] for row in out.stopped],
         texts=[[processor.decode(t[m]) for t, m in zip(*row)] for row in zip(out.tokens, out.mask)],
+        stats=out.stats.metrics(),
     )
 
 
 def rollout_metrics(rollout: Rollout) -> dict[str, float]:
-    """Lengths in tokens, and the share of responses cut at the limit."""
+    """Lengths in tokens, the share of responses cut at the limit, and what drawing them took."""
     lengths = rollout.mask.sum(-1)
     cut = np.array(rollout.finish_reasons) == FINISH_LENGTH
     return {
@@ -71,4 +102,5 @@ def rollout_metrics(rollout: Rollout) -> dict[str, float]:
         "rollout/length_max": float(lengths.max()),
         "rollout/cut_share": float(cut.mean()),
         "rollout/tokens": float(lengths.sum()),
+        **{f"rollout/{name}": value for name, value in rollout.stats.items()},
     }

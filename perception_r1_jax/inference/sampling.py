@@ -11,6 +11,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from perception_r1_jax.inference.stop import STOP_STRINGS, are_stop_strings
+from perception_r1_jax.sharding import constrain
+
+BLOCK = 128
+"""Tokens of the vocabulary whose probabilities are summed at a time when one is drawn."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,9 +107,7 @@ def sample(
     """
     logits = tempered(logits, sampling)
     scores = shaped(logits, sampling, index, seen)
-    if sampling.temperature > 0:
-        scores += _gumbel_noise(keys, scores.shape[-1])
-    tokens = jnp.argmax(scores, axis=-1).astype(jnp.int32)
+    tokens = jnp.argmax(scores, axis=-1).astype(jnp.int32) if sampling.temperature == 0 else _pick(scores, keys)
     return tokens, token_logps(logits, tokens)
 
 
@@ -132,9 +134,29 @@ def shaped(
     return jnp.where(keep_likeliest(logits, sampling.top_k, sampling.top_p, sampling.min_p), logits, -jnp.inf)
 
 
-def _gumbel_noise(keys: jax.Array, size: int) -> jax.Array:
-    """Noise [..., size] whose sum with logits is largest at token v with v's probability."""
-    return jnp.vectorize(lambda key: jax.random.gumbel(key, (size,), jnp.float32), signature="()->(v)")(keys)
+def _pick(scores: Float[Array, "*B V"], keys: Key[Array, "*B"]) -> Int[Array, "*B"]:
+    """The first token at which the cumulated probability passes a random number.
+
+    One random number a row: noise for each token of the vocabulary would take longer than the model's head. The sums
+    are made by blocks first, then within one block, so that none is longer than some hundred terms.
+    """
+    weights = jnp.exp(scores - scores.max(-1, keepdims=True))
+    padding = [(0, 0)] * (weights.ndim - 1) + [(0, -weights.shape[-1] % BLOCK)]
+    blocks = jnp.pad(weights, padding).reshape(*weights.shape[:-1], -1, BLOCK)
+    blocks = constrain(blocks, ("batch", *[None] * (blocks.ndim - 3), "vocab", None)[-blocks.ndim :])
+    ends = jnp.cumsum(blocks.sum(-1), axis=-1)
+    uniform = jax.vmap(lambda key: jax.random.uniform(key, (), jnp.float32))(keys.ravel()).reshape(keys.shape)
+    mark = uniform * ends[..., -1]
+    block = _first_above(ends, mark)[..., None]
+    before = jnp.where(block > 0, jnp.take_along_axis(ends, jnp.maximum(block - 1, 0), axis=-1), 0.0)[..., 0]
+    within = jnp.cumsum(jnp.take_along_axis(blocks, block[..., None], axis=-2)[..., 0, :], axis=-1)
+    return block[..., 0] * BLOCK + _first_above(within, mark - before)
+
+
+def _first_above(sums: Float[Array, "*B S"], mark: Float[Array, "*B"]) -> Int[Array, "*B"]:
+    """The first of rising sums above the mark; where rounding has put the mark at the end, the one that reaches it."""
+    above = (sums <= mark[..., None]).sum(-1, dtype=jnp.int32)
+    return jnp.minimum(above, (sums < sums[..., -1:]).sum(-1, dtype=jnp.int32))
 
 
 def token_logps(logits: Float[Array, "*B V"], tokens: Int[Array, "*B"]) -> Float[Array, "*B"]:

@@ -145,7 +145,8 @@ class Judge:
         if not self._constrained:
             return self._engine.generate(prompts, 1, sampling, key)
         choices = self._template(_PROBE_COUNT).choice_ids
-        return self._engine.generate(prompts, 1, sampling, key, self._forced(batch, response), choices)
+        forced = self._forced(batch, response)
+        return self._engine.generate(prompts, 1, sampling, key, forced=forced, choice_ids=choices)
 
     def _forced(self, batch: Sequence[_Ask], response: int) -> np.ndarray:
         """int32 [N, C]: each row's answer with open digits, then stop tokens."""
@@ -194,7 +195,7 @@ def load_judge(
     model_dir = locate_model(directory).model_dir
     config = load_config(model_dir)
     return Judge(
-        Engine(config, load_params(directory, config, mesh, dtype), mesh),
+        Engine(config, load_params(directory, config, mesh, dtype), mesh, dtype=dtype),
         Processor.from_directory(model_dir, tokenizer_dir=tokenizer or None),
         load_prompt(prompt),
         mode=mode,

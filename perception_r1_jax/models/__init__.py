@@ -2,7 +2,8 @@
 
 from perception_r1_jax.models.attention import causal_mask, segment_mask
 from perception_r1_jax.models.blocks import map_blocks
-from perception_r1_jax.models.cache import PromptCache, ResponseCache
+from perception_r1_jax.models.cache import KeyValues, token_bytes
+from perception_r1_jax.models.cached_attention import Tables
 from perception_r1_jax.models.config import ModelConfig, VisionConfig, load_config
 from perception_r1_jax.models.layers import REMAT_POLICIES
 from perception_r1_jax.models.qwen2_5_vl import (
@@ -19,14 +20,15 @@ from perception_r1_jax.models.qwen2_5_vl import (
     init_params,
     logical_axes,
     prefill,
+    serving_params,
 )
 
 __all__ = [
     "REMAT_POLICIES",
+    "KeyValues",
     "ModelConfig",
     "Params",
-    "PromptCache",
-    "ResponseCache",
+    "Tables",
     "VisionConfig",
     "abstract_params",
     "cast_params",
@@ -44,4 +46,6 @@ __all__ = [
     "map_blocks",
     "prefill",
     "segment_mask",
+    "serving_params",
+    "token_bytes",
 ]

@@ -1,4 +1,4 @@
-"""Attention: one door for whole sequences, one for a decoding step over cached parts."""
+"""Attention over whole sequences; a decoding step has its own (`cached_attention`)."""
 
 from __future__ import annotations
 
@@ -62,40 +62,6 @@ def _attend(q, k, v, mask):
     weights = jax.nn.softmax(_masked(scores, mask[:, None, None]), axis=-1).reshape(*runs, k.shape[2])
     out = _weigh("bkqs,bksh->bkqh", weights, v).reshape(grouped.shape)
     return jnp.moveaxis(out, 3, 1).reshape(q.shape).astype(q.dtype)
-
-
-def shared_prefix_attention(
-    q: Float[Array, "N G heads H"],
-    prompt_kv: tuple[Float[Array, "N L kv_heads H"], Float[Array, "N L kv_heads H"]],
-    response_kv: tuple[Float[Array, "N G C kv_heads H"], Float[Array, "N G C kv_heads H"]],
-    prompt_mask: Bool[Array, "N L"],
-    response_mask: Bool[Array, "N G C"],
-) -> Float[Array, "N G heads H"]:
-    """One decoding step of G samples that share their prompt's keys and values.
-
-    Attends to the prompt and to each sample's own response apart, then merges the two parts by their
-    log-sum-exp in float32, so the prompt's cache is read once per group and never copied per sample.
-    """
-    grouped = _grouped(q, prompt_kv[0])
-    prompt = _attend_part(
-        grouped, *prompt_kv, prompt_mask[:, None, None, None, :], "ngkrh,nskh->ngkrs", "ngkrs,nskh->ngkrh"
-    )
-    response = _attend_part(
-        grouped, *response_kv, response_mask[:, :, None, None, :], "ngkrh,ngskh->ngkrs", "ngkrs,ngskh->ngkrh"
-    )
-    return _merge(prompt, response).reshape(q.shape).astype(q.dtype)
-
-
-def _attend_part(q, k, v, mask, score, weigh):
-    """The part's output (normalised within the part) and log-sum-exp, both float32."""
-    scores = _masked(_scores(score, q, k), mask)
-    lse = jax.nn.logsumexp(scores, axis=-1)
-    return _weigh(weigh, jnp.exp(scores - lse[..., None]), v), lse
-
-
-def _merge(*parts):
-    total = jax.nn.logsumexp(jnp.stack([lse for _, lse in parts]), axis=0)
-    return sum(out * jnp.exp(lse - total)[..., None] for out, lse in parts)
 
 
 def _grouped(q, k):

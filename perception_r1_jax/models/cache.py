@@ -1,8 +1,17 @@
-"""Keys and values kept for decoding: a prompt's once per prompt, a response's once per sample."""
+"""Keys and values kept for decoding.
+
+One record serves three caches. D shards of the batch stand side by side; what a sequence needs lies in its own shard.
+
+    cache      an entry is                                  tokens of an entry
+    prompts    a prompt, whatever the number of responses   L
+    pages      a stretch of one response                    the page's length
+    recent     what a sequence has fed since its last page  the page's length
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,53 +19,64 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from perception_r1_jax.models.config import ModelConfig
+from perception_r1_jax.models.quantized import Int8, quantize
+from perception_r1_jax.records import Leaf
 from perception_r1_jax.sharding import constrain
 
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class PromptCache:
-    """k, v [layers, N, L, kv_heads, H] and valid bool [N, L]."""
-
-    k: jax.Array
-    v: jax.Array
-    valid: jax.Array
+AXES = ("batch", None, "kv_heads", None, "head_dim")
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class ResponseCache:
-    """k, v [layers, N, G, C, kv_heads, H]; slot c holds the response's token c."""
+class KeyValues:
+    """k, v: for each layer an array [D, entries, kv_heads, tokens, H], or such an array as `Int8`."""
 
-    k: jax.Array
-    v: jax.Array
+    k: tuple[Leaf, ...]
+    v: tuple[Leaf, ...]
 
     @classmethod
-    def empty(cls, config: ModelConfig, n: int, g: int, capacity: int, dtype: DTypeLike) -> ResponseCache:
-        """Room for `capacity` tokens of each of n x g responses."""
-        shape = (config.num_layers, n, g, capacity, config.num_kv_heads, config.head_dim)
-        zeros = constrain(jnp.zeros(shape, dtype), ("layers", "batch", None, None, "kv_heads", "head_dim"))
-        return cls(zeros, zeros)
+    def empty(cls, config: ModelConfig, shards: int, entries: int, tokens: int, dtype: DTypeLike) -> KeyValues:
+        """Room for so many entries in each shard, zeros; with dtype int8 they are kept as `Int8`."""
+        shape = (shards, entries, config.num_kv_heads, tokens, config.head_dim)
 
-    @property
-    def capacity(self) -> int:
-        """C."""
-        return self.k.shape[3]
+        def layer():
+            zeros = jnp.zeros(shape, dtype)
+            return _constrain(Int8(zeros, jnp.zeros(shape[:-1], jnp.float32)) if dtype == jnp.int8 else zeros)
+
+        def layers():
+            return tuple(layer() for _ in range(config.num_layers))
+
+        return cls(k=layers(), v=layers())
+
+    def put(self, entries: Int[Array, "D n"], new: KeyValues) -> KeyValues:
+        """The cache with n new entries in each shard; an index past the last entry leaves its own out."""
+        write = jax.vmap(lambda old, at, new: old.at[at].set(new, mode="drop"))
+        if isinstance(self.k[0], Int8) and not isinstance(new.k[0], Int8):
+            new = KeyValues(tuple(map(quantize, new.k)), tuple(map(quantize, new.v)))
+        return _constrain(jax.tree.map(lambda old, new: write(old, entries, new), self, new))
+
+    def move(self, sources: Int[Array, "D n"], targets: Int[Array, "D n"]) -> KeyValues:
+        """The cache with entries copied to other places; a target past the last entry leaves its own out."""
+        take = jax.vmap(lambda x, at: jnp.take(x, at, axis=0, mode="clip"))
+        return self.put(targets, jax.tree.map(lambda x: take(x, sources), self))
 
     def write(
-        self,
-        layer: Int[Array, ""],
-        step: Int[Array, ""],
-        k: Float[Array, "N G kv_heads H"],
-        v: Float[Array, "N G kv_heads H"],
-    ) -> ResponseCache:
-        """The cache with the keys and values of one layer at token `step`."""
+        self, layer: int, index: Int[Array, ""], k: Float[Array, "D B kv_heads H"], v: Float[Array, "D B kv_heads H"]
+    ) -> KeyValues:
+        """The cache with one token of each entry, at `index` of one layer."""
 
-        def put(buffer, new):
-            return jax.lax.dynamic_update_slice(buffer, new[None, :, :, None], (layer, 0, 0, step, 0, 0))
+        def put(layers, new):
+            new = jax.lax.dynamic_update_index_in_dim(layers[layer], new[:, :, :, None], index, axis=3)
+            return (*layers[:layer], new, *layers[layer + 1 :])
 
-        return ResponseCache(put(self.k, k), put(self.v, v))
+        return KeyValues(put(self.k, k), put(self.v, v))
 
-    def layer(self, index: Int[Array, ""]) -> tuple[Float[Array, "N G C kv_heads H"], Float[Array, "N G C kv_heads H"]]:
-        """Keys and values of one layer."""
-        return tuple(jax.lax.dynamic_index_in_dim(x, index, keepdims=False) for x in (self.k, self.v))
+
+def token_bytes(config: ModelConfig, dtype: DTypeLike) -> int:
+    """Bytes that the keys and values of one token take, all layers together; with int8 their scales too."""
+    vector = config.head_dim * jnp.dtype(dtype).itemsize + (4 if dtype == jnp.int8 else 0)
+    return 2 * config.num_layers * config.num_kv_heads * vector
+
+
+def _constrain(tree: Any) -> Any:
+    return jax.tree.map(lambda x: constrain(x, AXES[: x.ndim]), tree)

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from perception_r1_jax.models.attention import attention, causal_mask, shared_prefix_attention
-from perception_r1_jax.models.cache import PromptCache, ResponseCache
+from perception_r1_jax.models.attention import attention, causal_mask
+from perception_r1_jax.models.cache import KeyValues
+from perception_r1_jax.models.cached_attention import Tables, cached_attention
 from perception_r1_jax.models.config import ModelConfig
 from perception_r1_jax.models.layers import GatedMLP, Linear, RMSNorm, parameter, scan_layers, stack_layers
 from perception_r1_jax.models.rope import mrope_angles, rotate
@@ -76,12 +77,19 @@ class Head(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Embedding, stacked layers, final norm, and a head of its own unless it is tied to the embedding."""
+    """Embedding, layers, final norm, and a head of its own unless it is tied to the embedding.
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+    Training scans over stacked layers. Serving (prefill and decoding) has a list of them: a step that feeds one token
+    would spend its time on copying each layer's weights out of the stack.
+    """
+
+    def __init__(self, config: ModelConfig, *, serving: bool, rngs: nnx.Rngs):
         self.config = config
         self.embed = Embedding(config, rngs=rngs)
-        self.layers = stack_layers(lambda rngs: DecoderLayer(config, rngs=rngs), config.num_layers, rngs)
+        if serving:
+            self.layers = nnx.List(DecoderLayer(config, rngs=rngs) for _ in range(config.num_layers))
+        else:
+            self.layers = stack_layers(lambda rngs: DecoderLayer(config, rngs=rngs), config.num_layers, rngs)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.head = None if config.tie_embeddings else Head(config, rngs=rngs)
 
@@ -119,45 +127,37 @@ class Decoder(nnx.Module):
 
     def prefill(
         self, x: Float[Array, "N L D"], positions: Int[AnyArray, "N 3 L"], lengths: Int[AnyArray, " N"]
-    ) -> tuple[Float[Array, "N L D"], PromptCache]:
-        """Hidden states of right-padded prompts and the keys and values that decoding attends to."""
+    ) -> tuple[Float[Array, "N L D"], list[tuple[Float[Array, "N L kv_heads H"], Float[Array, "N L kv_heads H"]]]]:
+        """Hidden states of right-padded prompts, and the keys and values of each layer. For serving."""
         angles = self.angles(positions)
-        valid = jnp.arange(x.shape[1])[None, :] < lengths[:, None]
-        mask = causal_mask(valid)
-
-        def body(layer, x, _):
+        mask = causal_mask(jnp.arange(x.shape[1])[None, :] < lengths[:, None])
+        x, kept = constrain(x, ("batch", None, None)), []
+        for layer in self.layers:
             x, kv = layer(x, angles, lambda q, k, v: (attention(q, k, v, mask), (k, v)))
-            return constrain(x, ("batch", None, None)), kv
-
-        # Many tokens: gathering each layer's weights over `fsdp` moves less than the activations would.
-        x, (k, v) = scan_layers(self.layers, body, constrain(x, ("batch", None, None)), None)
-        return self.norm(x), PromptCache(k, v, valid)
+            x = constrain(x, ("batch", None, None))
+            kept.append(kv)
+        return self.norm(x), kept
 
     def decode_step(
         self,
-        x: Float[Array, "N G D"],
-        positions: Int[Array, " N"],
-        prompt: PromptCache,
-        response: ResponseCache,
+        x: Float[Array, "shards B D"],
+        positions: Int[Array, "shards B"],
+        prompts: KeyValues,
+        pages: KeyValues,
+        recent: KeyValues,
         step: Int[Array, ""],
-    ) -> tuple[Float[Array, "N G D"], ResponseCache]:
-        """Feeds the response tokens at index `step` of all samples; they are kept in the response cache."""
-        angles = self.angles(jnp.broadcast_to(positions[:, None, None], (x.shape[0], 3, x.shape[1])))
-        seen = jnp.broadcast_to(jnp.arange(response.capacity) <= step, (*x.shape[:2], response.capacity))
+        tables: Tables,
+    ) -> tuple[Float[Array, "shards B D"], KeyValues]:
+        """Feeds a token of each sequence; its keys and values are the recent ones at `step`. For serving."""
+        angles = self.angles(jnp.broadcast_to(positions[:, None], (x.shape[0], 3, x.shape[1])))
+        x = constrain(x, ("batch", None, None))
+        for index, layer in enumerate(self.layers):
 
-        def body(layer, carry, inputs):
-            x, cache = carry
-            index, prompt_k, prompt_v = inputs
+            def attend(q, k, v, index=index, recent=recent):
+                written = recent.write(index, step, k, v)
+                caches = ((cache.k[index], cache.v[index]) for cache in (prompts, pages, written))
+                return cached_attention(q, *caches, step, tables), written
 
-            def attend(q, k, v):
-                updated = cache.write(index, step, k, v)
-                out = shared_prefix_attention(q, (prompt_k, prompt_v), updated.layer(index), prompt.valid, seen)
-                return out, updated
-
-            x, cache = layer(x, angles, attend)
-            # One token a sample: the weights stay where they are, split over `fsdp`, and the few activations move.
-            return (constrain(x, ("lookup", None, "embed")), cache), None
-
-        layers = (jnp.arange(self.config.num_layers), prompt.k, prompt.v)
-        (x, response), _ = scan_layers(self.layers, body, (x, response), layers)
-        return self.norm(x), response
+            x, recent = layer(x, angles, attend)
+            x = constrain(x, ("batch", None, None))
+        return self.norm(x), recent

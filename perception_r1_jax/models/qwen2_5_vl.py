@@ -12,7 +12,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from perception_r1_jax.models.cache import PromptCache, ResponseCache
+from perception_r1_jax.models.cache import KeyValues
+from perception_r1_jax.models.cached_attention import Tables
 from perception_r1_jax.models.config import ModelConfig
 from perception_r1_jax.models.decoder import Decoder
 from perception_r1_jax.models.vision import VisionTower
@@ -24,24 +25,24 @@ Params = dict[str, Any]
 class Qwen2_5_VL(nnx.Module):
     """A decoder, and a vision tower where the config has one."""
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        self.decoder = Decoder(config, rngs=rngs)
+    def __init__(self, config: ModelConfig, *, serving: bool = False, rngs: nnx.Rngs):
+        self.decoder = Decoder(config, serving=serving, rngs=rngs)
         self.vision = VisionTower(config.vision, rngs=rngs) if config.vision else None
 
 
 @functools.lru_cache(maxsize=16)
-def _skeleton(config: ModelConfig):
+def _skeleton(config: ModelConfig, serving: bool = False):
     """The model without arrays: its graph, and a state with the shape and logical axes of each parameter."""
-    return nnx.split(nnx.eval_shape(lambda: Qwen2_5_VL(config, rngs=nnx.Rngs(0))))
+    return nnx.split(nnx.eval_shape(lambda: Qwen2_5_VL(config, serving=serving, rngs=nnx.Rngs(0))))
 
 
 def _model(config: ModelConfig, params: Params) -> Qwen2_5_VL:
-    graph, state = _skeleton(config)
+    graph, state = _skeleton(config, serving=0 in params["decoder"]["layers"])
     variables = nnx.map_state(lambda path, variable: variable.replace(_at(params, path)), state)
     return nnx.merge(graph, variables)
 
 
-def _at(tree: Params, path: tuple[str, ...]) -> jax.Array:
+def _at(tree: Params, path: tuple[str | int, ...]) -> jax.Array:
     return functools.reduce(lambda node, name: node[name], path, tree)
 
 
@@ -55,14 +56,17 @@ def count_params(config: ModelConfig) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_params(config)))
 
 
-def logical_axes(config: ModelConfig) -> Params:
-    """For each parameter the tuple of its logical axes (`sharding.RULES`), "layers" first where it is stacked."""
+def logical_axes(config: ModelConfig, *, serving: bool = False) -> Params:
+    """For each parameter the tuple of its logical axes (`sharding.RULES`), "layers" first where it is stacked.
+
+    With `serving` the tree is that of `serving_params`.
+    """
 
     def axes(_, variable):
         stacked = len(variable.shape) - len(variable.logical_axes)
         return variable.replace(("layers",) * stacked + variable.logical_axes)
 
-    return nnx.to_pure_dict(nnx.map_state(axes, _skeleton(config)[1]))
+    return nnx.to_pure_dict(nnx.map_state(axes, _skeleton(config, serving)[1]))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -74,6 +78,17 @@ def init_params(config: ModelConfig, key: Key[Array, ""]) -> Params:
 def cast_params(params: Params, dtype: DTypeLike) -> Params:
     """All parameters in another dtype."""
     return jax.tree.map(lambda x: x.astype(dtype), params)
+
+
+def serving_params(params: Params) -> Params:
+    """Parameters as `prefill` and `decode_step` take them: each layer of the decoder apart, not stacked."""
+    stacked = params["decoder"]["layers"]
+
+    def layer(index):
+        return jax.tree.map(lambda x: x[index], stacked)
+
+    layers = {index: layer(index) for index in range(len(jax.tree.leaves(stacked)[0]))}
+    return {**params, "decoder": {**params["decoder"], "layers": layers}}
 
 
 def embed_tokens(config: ModelConfig, params: Params, tokens: Int[AnyArray, "*B"]) -> Float[Array, "*B D"]:
@@ -127,34 +142,60 @@ def compute_logits(config: ModelConfig, params: Params, hidden: Float[Array, "*B
     return _model(config, params).decoder.logits(hidden)
 
 
-def prefill(config: ModelConfig, params: Params, prompts: PromptBatch) -> tuple[Float[Array, "N V"], PromptCache]:
-    """Logits of the first response token of each prompt, and the prompts' cache. Each prompt is run once."""
-    embeddings = embed_prompts(config, params, prompts)
-    hidden, cache = _model(config, params).decoder.prefill(embeddings, prompts.positions, prompts.lengths)
+def prefill(
+    config: ModelConfig, params: Params, prompts: PromptBatch, embeddings: Float[Array, "N L D"], shards: int
+) -> tuple[Float[Array, "N V"], KeyValues]:
+    """Logits of the first response token of each prompt, and its keys and values. Each prompt is run once.
+
+    Args:
+        config: the model's shapes.
+        params: `serving_params`.
+        prompts: N prompts, those of each shard in a run.
+        embeddings: of the prompts, as `embed_prompts` gives them.
+        shards: D, which divides N.
+
+    Returns:
+        The logits, and the cache [D, N / D, kv_heads, L, H] for each layer.
+    """
+    decoder = _model(config, params).decoder
+    hidden, kept = decoder.prefill(embeddings, prompts.positions, prompts.lengths)
     last = jnp.maximum(prompts.lengths - 1, 0)[:, None, None]
-    return compute_logits(config, params, jnp.take_along_axis(hidden, last, axis=1)[:, 0]), cache
+    logits = decoder.logits(jnp.take_along_axis(hidden, last, axis=1)[:, 0])
+
+    def entries(x):  # [N, L, kv_heads, H]
+        return jnp.swapaxes(x.reshape(shards, -1, *x.shape[1:]), 2, 3)
+
+    return logits, KeyValues(*(tuple(entries(x) for x in layers) for layers in zip(*kept)))
 
 
 def decode_step(
     config: ModelConfig,
     params: Params,
-    tokens: Int[Array, "N G"],
-    positions: Int[Array, " N"],
-    prompt: PromptCache,
-    response: ResponseCache,
+    tokens: Int[Array, "shards B"],
+    positions: Int[Array, "shards B"],
+    prompts: KeyValues,
+    pages: KeyValues,
+    recent: KeyValues,
     step: Int[Array, ""],
-) -> tuple[Float[Array, "N G V"], ResponseCache]:
-    """Feeds response token `step` of every sample and gives the logits of the next one.
+    tables: Tables,
+) -> tuple[Float[Array, "shards B V"], KeyValues]:
+    """Feeds a token of each sequence and gives the logits of the next one.
 
     Args:
         config: the model's shapes.
-        params: its parameters.
+        params: `serving_params`.
         tokens: the tokens to feed.
-        positions: their M-RoPE position, the same on all axes.
-        prompt: the prompts' cache, shared by the G samples of a prompt.
-        response: the samples' own cache.
-        step: index of these tokens in the response.
+        positions: their M-RoPE positions, the same on all axes.
+        prompts: cache of the prompts.
+        pages: cache of full pages.
+        recent: cache of what was fed since.
+        step: place of these tokens among the recent ones.
+        tables: whose prompts and pages are whose.
+
+    Returns:
+        The logits, and the recent cache with these tokens.
     """
     decoder = _model(config, params).decoder
-    hidden, response = decoder.decode_step(decoder.embed_tokens(tokens), positions, prompt, response, step)
-    return decoder.logits(hidden), response
+    embeddings = decoder.embed_tokens(tokens)
+    hidden, recent = decoder.decode_step(embeddings, positions, prompts, pages, recent, step, tables)
+    return decoder.logits(hidden), recent

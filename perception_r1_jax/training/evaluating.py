@@ -39,9 +39,9 @@ def evaluate_policy(run: Run, stop: StopRequest) -> bool:
 
 def _evaluate(run: Run, stop: StopRequest) -> Evaluated | None:
     started = time.monotonic()
-    run.engine.params = run.to_rollout(run.state.params)
+    run.engine.load(run.state.params)
     items = evaluate(run.evaluation, run.engine, run.processor, run.console, lambda: stop.received is not None)
-    run.engine.params = None  # makes room for the update
+    run.engine.unload()  # makes room for the update
     return items and Evaluated(items, summarise(items, time.monotonic() - started))
 
 

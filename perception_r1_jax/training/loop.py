@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -29,7 +29,7 @@ from perception_r1_jax.training.replay import SavedRollout, replay, rollout_file
 from perception_r1_jax.training.run_record import peak_rss_bytes, write_result
 from perception_r1_jax.training.samples import append_samples
 from perception_r1_jax.training.setup import Run
-from perception_r1_jax.training.stopping import StopRequest
+from perception_r1_jax.training.stopping import Stopped, StopRequest
 from perception_r1_jax.training.timing import Clock
 
 LINE = {
@@ -73,7 +73,7 @@ def take_steps(run: Run, stop: StopRequest) -> bool:
         run.console.print(f"{run.workdir} has its {run.step} steps already: set config.steps higher to go on.")
         return True
     config, workdir, console, reward = run.config, run.workdir, run.console, run.config.reward
-    key = jax.random.key(config.seed)
+    key, metrics = jax.random.key(config.seed), {}
     samples = workdir / "samples.jsonl"
     fence(samples, run.step + 1)
     with (
@@ -82,13 +82,17 @@ def take_steps(run: Run, stop: StopRequest) -> bool:
         progress_bar(run.step, config.steps, console, SHOWN) as advance,
     ):
         for step in range(run.step + 1, config.steps + 1):
-            clock = Clock()
+            clock, position = Clock(), run.batches.get_state()
             with clock("data"):
                 prompts = next(run.batches)
                 problems = [prompt.problem for prompt in prompts]
             with clock("rollout"):
                 prompt_batch = bucketed_batch(prompts, run.processor, config.rollout)
-                rollout = take_rollout(run, step, problems, prompt_batch, jax.random.fold_in(key, step))
+                try:
+                    rollout = take_rollout(run, step, problems, prompt_batch, jax.random.fold_in(key, step), stop)
+                except Stopped:
+                    run.batches.set_state(position)
+                    return _stop_after(run, step - 1, metrics)
             with clock("judge"):
                 judgements = judge_rollout(run, step, problems, rollout) if run.judge else None
             with clock("score"):
@@ -106,13 +110,22 @@ def take_steps(run: Run, stop: StopRequest) -> bool:
             console.print(format_line(step, config.steps, shown, list(LINE)))
             advance(rewards)
             run.step = step
-            if step % config.checkpoint.every == 0 or step == config.steps or stop.received:
-                run.checkpoints.save(step, run.state, run.batches, metric=rewards["reward/total"])
             if stop.received:
-                run.checkpoints.wait()
-                console.print(f"stopped after step {step}, which is saved; the same command goes on from there.")
-                return False
+                return _stop_after(run, step, metrics)
+            if step % config.checkpoint.every == 0 or step == config.steps:
+                run.checkpoints.save(step, run.state, run.batches, metric=rewards["reward/total"])
     return True
+
+
+def _stop_after(run: Run, step: int, metrics: Mapping[str, float]) -> bool:
+    """Saves a run that is to stop, with the metrics of its last step; false, as `take_steps` returns it."""
+    if step == 0:
+        run.console.print("stopped before the first step was done; the same command begins again.")
+        return False
+    run.checkpoints.save(step, run.state, run.batches, metric=metrics.get("reward/total", math.nan))
+    run.checkpoints.wait()
+    run.console.print(f"stopped after step {step}, which is saved; the same command goes on from there.")
+    return False
 
 
 def _write_result(run: Run) -> dict[str, Any]:
@@ -128,17 +141,23 @@ def _write_result(run: Run) -> dict[str, Any]:
 
 
 def take_rollout(
-    run: Run, step: int, problems: Sequence[Problem], prompts: PromptBatch, key: Key[Array, ""]
+    run: Run, step: int, problems: Sequence[Problem], prompts: PromptBatch, key: Key[Array, ""], stop: StopRequest
 ) -> Rollout:
-    """The step's responses: drawn from the policy, or replayed from a file where the run has one for the step."""
+    """The step's responses: drawn from the policy, or replayed from a file where the run has one for the step.
+
+    Raises:
+        Stopped: a stop request has come while they were drawn.
+    """
     config, names = run.config.rollout, [problem.problem_id for problem in problems]
     if step in run.replays:
         rollout = replay(run.replays[step], step, names, config)
         run.console.print(f"step {step} replays the rollout in {run.replays[step]}")
     else:
-        run.engine.params = run.to_rollout(run.state.params)
-        rollout = roll_out(run.engine, run.processor, prompts, config, key)
-        run.engine.params = None  # makes room for the update
+        run.engine.load(run.state.params)
+        try:
+            rollout = roll_out(run.engine, run.processor, prompts, config, key, stop.check)
+        finally:
+            run.engine.unload()  # makes room for the update, or for saving
     if config.save:
         write_rollout(rollout_file(config.save, step), SavedRollout(step, run.config.seed, names, rollout))
     return rollout

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -19,8 +18,9 @@ from perception_r1_jax.data.pipeline import PromptBatches
 from perception_r1_jax.evaluation.task import Evaluation, load_evaluation
 from perception_r1_jax.grpo.step import TrainStep, make_log_probs_fn, make_train_step
 from perception_r1_jax.inference import Engine
+from perception_r1_jax.inference.rollout import make_engine
 from perception_r1_jax.judge.on_mesh import Judge, load_judge
-from perception_r1_jax.models import ModelConfig, Params, cast_params, count_params, load_config
+from perception_r1_jax.models import ModelConfig, count_params, load_config
 from perception_r1_jax.processing import Processor
 from perception_r1_jax.records import TrainBatch
 from perception_r1_jax.rewards.score import RewardSettings
@@ -52,7 +52,6 @@ class Run:
         checkpoints: where the state is saved.
         replays: step -> file of the rollout that it takes instead of drawing one.
         evaluation: what the policy is evaluated on before the first step and after the last; None for no evaluation.
-        to_rollout: casts the master weights to what rollouts compute in.
         train_step: the update.
         add_reference: puts the reference policy's log-probs into a batch; leaves it as it is without a KL term.
     """
@@ -72,7 +71,6 @@ class Run:
     checkpoints: Checkpoints
     replays: dict[int, Path]
     evaluation: Evaluation | None
-    to_rollout: Callable[[Params], Params]
     train_step: TrainStep
     add_reference: Callable[[TrainBatch], TrainBatch]
 
@@ -140,7 +138,8 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
     begun = begin_or_continue(config, workdir, console, record, policy_dir, mesh, batches, fidelity=config.fidelity)
 
     # -- Programs.
-    dtype = jnp.dtype(config.model.dtype)
+    engine = make_engine(model, mesh, jnp.dtype(config.model.dtype), config.rollout)
+    console.print(f"  {'rollouts':<14} {engine.layout()}")
     banned_ids = processor.banned_ids
     return Run(
         config=config,
@@ -151,14 +150,13 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
         batches=batches,
         settings=settings,
         mesh=mesh,
-        engine=Engine(model, None, mesh),
+        engine=engine,
         judge=judge,
         state=begun.state,
         step=begun.step,
         checkpoints=begun.checkpoints,
         replays=rollouts_to_replay(config.rollout.replay, range(begun.step + 1, config.steps + 1)),
         evaluation=evaluation,
-        to_rollout=jax.jit(lambda params: cast_params(params, dtype)),
         train_step=make_train_step(model, config, mesh, begun.optimizer, banned_ids=banned_ids),
         add_reference=_make_reference(config, policy_dir, model, mesh, banned_ids),
     )

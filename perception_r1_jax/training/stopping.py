@@ -1,4 +1,4 @@
-"""Stopping on request: the step under way is finished and saved, so nothing is lost."""
+"""Stopping on request: a rollout under way is given up, any other work of a step is finished; the run is saved."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import signal
 from types import FrameType
 
 from rich.console import Console
+
+
+class Stopped(Exception):
+    """Ends what can be given up and made again: `StopRequest.check` raises it."""
 
 
 class StopRequest:
@@ -28,6 +32,11 @@ class StopRequest:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._usual.items():
             signal.signal(number, handler)
+
+    def check(self, *_: object) -> None:
+        """Raises `Stopped` if a signal has come. Takes whatever a progress report passes."""
+        if self.received:
+            raise Stopped(self.received)
 
     def _receive(self, number: int, _: FrameType | None) -> None:
         self.received = signal.Signals(number).name

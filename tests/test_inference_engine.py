@@ -1,0 +1,267 @@
+"""The engine's promise: whatever the slots, pages, shards and waves, a response is what the naive way would give."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from perception_r1_jax.errors import UserError
+from perception_r1_jax.grpo.log_probs import predicting_states, row_mask, row_positions
+from perception_r1_jax.inference import Engine, Sampling, call, pools, schedule
+from perception_r1_jax.inference.programs import sample_keys
+from perception_r1_jax.inference.sampling import sample
+from perception_r1_jax.models import compute_logits, embed_prompts, embed_tokens, forward
+from perception_r1_jax.sharding import make_mesh
+from tests import tiny
+
+SAMPLING = Sampling(30, stop_ids=tuple(range(6)), pad_id=tiny.PAD_ID, banned_ids=(tiny.IMAGE_ID,))
+KEY = jax.random.key(5)
+SAMPLES = 3
+
+
+@pytest.fixture(autouse=True)
+def small_pages(monkeypatch):
+    """Several stretches to a response, and several blocks to a pool."""
+    monkeypatch.setattr(pools, "PAGE_TOKENS", 4)
+    monkeypatch.setattr(pools, "LEAST_SLOTS", 2)
+    monkeypatch.setattr(pools, "LEAST_BLOCK_TOKENS", 12)
+
+
+def make_engine(devices: int = 1, **fields) -> Engine:
+    return Engine(tiny.CONFIG, tiny.params(), make_mesh(devices=jax.devices()[:devices]), **fields)
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    return tiny.prompt_batch([20, 7, 24, 3, 9, 22, 1], [1, 0, 1, 0, 0, 1, 0])
+
+
+@pytest.fixture(scope="module")
+def plain(prompts):
+    """All responses at once, in one page each."""
+    return make_engine(slots=64).generate(prompts, SAMPLES, SAMPLING, KEY)
+
+
+def naive_logits(prompts, tokens, mask):
+    """Logits [N, G, C, V] of each response token: one row per response, the whole prompt in each."""
+    n, g, c = tokens.shape
+    rows = jax.tree.map(lambda x: jnp.repeat(jnp.asarray(x), g, axis=0), prompts)
+    tokens, mask = tokens.reshape(n * g, c), mask.reshape(n * g, c)
+    params = tiny.params()
+    x = jnp.concatenate([embed_prompts(tiny.CONFIG, params, rows), embed_tokens(tiny.CONFIG, params, tokens)], axis=1)
+    attend = row_mask(rows.lengths, rows.tokens.shape[1], mask)
+    hidden = forward(tiny.CONFIG, params, x, row_positions(rows, c), attend)
+    return compute_logits(tiny.CONFIG, params, predicting_states(hidden, rows.lengths, c)).reshape(n, g, c, -1)
+
+
+def test_it_draws_what_one_row_per_response_draws_under_the_same_keys(prompts, plain):
+    """Each token, given those before it: then by induction all of them."""
+    logits = jax.jit(naive_logits)(prompts, plain.tokens, plain.mask)
+    shape = plain.tokens.shape
+    ids = jnp.broadcast_to(prompts.prompt_ids[:, None, None], shape)
+    numbers, index = (jnp.broadcast_to(jnp.arange(shape[i]).reshape(-1, *[1] * (2 - i)), shape) for i in (1, 2))
+    tokens, logps = sample(logits, sample_keys(KEY, ids, numbers, index), SAMPLING)
+    assert plain.mask.sum() > 150
+    np.testing.assert_array_equal(np.where(plain.mask, tokens, 0), np.where(plain.mask, plain.tokens, 0))
+    np.testing.assert_allclose(np.where(plain.mask, logps, 0), plain.logps, atol=2e-5)
+
+
+def assert_same(out, expected):
+    np.testing.assert_array_equal(out.tokens, expected.tokens)
+    np.testing.assert_array_equal(out.mask, expected.mask)
+    np.testing.assert_array_equal(out.stopped, expected.stopped)
+    np.testing.assert_allclose(out.logps, expected.logps, atol=2e-5)
+
+
+@pytest.mark.parametrize("slots", [1, 2, 5, 21])
+def test_a_sample_does_not_depend_on_the_number_of_slots(prompts, plain, slots):
+    out = make_engine(slots=slots).generate(prompts, SAMPLES, SAMPLING, KEY)
+    assert_same(out, plain)
+    assert out.stats.tokens == plain.mask.sum()
+    assert out.stats.preempted == 0
+
+
+def test_unequal_lengths_leave_few_slots_idle(prompts):
+    rng = np.random.default_rng(0)
+    limits = rng.choice([2, 4, 30], (7, SAMPLES), p=[0.4, 0.4, 0.2]).astype(np.int32)
+    endless = dataclasses.replace(SAMPLING, min_new_tokens=30)
+    out = make_engine(slots=4).generate(prompts, SAMPLES, endless, KEY, limits=limits)
+    np.testing.assert_array_equal(out.mask.sum(-1), limits)
+    static = limits.sum() / (limits.size * 30)
+    assert out.stats.utilisation > 2 * static
+    assert not out.stopped.any()
+
+
+@pytest.mark.parametrize("devices", [2, 3, 8])
+def test_a_sample_does_not_depend_on_the_shards(prompts, plain, devices):
+    engine = make_engine(devices, slots=2)
+    assert engine.shards == devices
+    assert_same(engine.generate(prompts, SAMPLES, SAMPLING, KEY), plain)
+
+
+def test_weights_that_do_not_fit_are_split_and_draw_the_same(prompts, plain):
+    whole = sum(x.size * 4 for x in jax.tree.leaves(tiny.params()))
+    engine = make_engine(4, slots=4)
+    memory = engine._cache_bytes / 0.3
+    split = make_engine(4, slots=4, weights_memory=0.6 * whole / memory)
+    assert split.mesh.shape == {"data": 2, "fsdp": 1, "tensor": 2}
+    assert_same(split.generate(prompts, SAMPLES, SAMPLING, KEY), plain)
+    with pytest.raises(UserError, match=r"the weights take .* also when split over 4 devices and 2 key heads"):
+        make_engine(4, weights_memory=0.4 * whole / memory)
+
+
+def test_what_finds_no_room_in_the_cache_comes_later(prompts, plain):
+    """Room for a few long responses at most: some give way to others and begin again."""
+    engine = make_engine(slots=64)
+    per_token = 2 * 2 * 2 * 8 * 4
+    engine._cache_bytes = (6 * 24 + 20 * 4) * per_token
+    out = engine.generate(prompts, SAMPLES, SAMPLING, KEY)
+    assert_same(out, plain)
+    assert out.stats.cache_bytes <= engine._cache_bytes
+    assert out.stats.steps < plain.stats.steps, "fewer slots, so fewer of them idle at the end"
+    engine._cache_bytes = 50 * per_token
+    with pytest.raises(UserError, match=r"needs room in the cache for \d+ tokens; there is room for 50"):
+        engine.generate(prompts, SAMPLES, SAMPLING, KEY)
+
+
+def test_responses_that_give_way_come_out_the_same(prompts, plain, monkeypatch):
+    monkeypatch.setattr(pools, "EXPECTED_SHARE", 0.01)
+    engine = make_engine(slots=64)
+    engine._cache_bytes = (7 * 24 + 24 * 4) * 2 * 2 * 2 * 8 * 4
+    out = engine.generate(prompts, SAMPLES, SAMPLING, KEY)
+    assert_same(out, plain)
+    assert out.stats.preempted > 0
+
+
+def test_gaps_between_prompts_and_pages_are_closed(prompts, plain, monkeypatch):
+    moved = []
+    compact = schedule.Places.compact
+    monkeypatch.setattr(schedule.Places, "compact", lambda places: moved.append(compact(places)) or moved[-1])
+    limits = np.full((7, SAMPLES), 30, np.int32)
+    limits[:5] = 6  # the first prompts leave early, the last ones stay at the pools' ends
+    out = make_engine(slots=64).generate(prompts, SAMPLES, SAMPLING, KEY, limits=limits)
+    assert sum(map(bool, moved)) >= 2
+    cut_off = np.arange(30) < limits[..., None]
+    np.testing.assert_array_equal(out.tokens, np.where(plain.mask & cut_off, plain.tokens, tiny.PAD_ID))
+
+
+def test_prompts_are_run_once_each(prompts, monkeypatch):
+    """The picture and the prompt: once a prompt, not once a response, however they come through."""
+    encoded, run = [], []
+    put = call.put_batch
+
+    def watch(mesh, batch):
+        if isinstance(batch, type(prompts)):
+            seen = encoded if batch.patches.shape[1] else run
+            seen.extend(batch.prompt_ids[batch.lengths > 0].tolist())
+        return put(mesh, batch)
+
+    monkeypatch.setattr(call, "put_batch", watch)
+    make_engine(slots=2).generate(prompts, SAMPLES, SAMPLING, KEY)
+    assert sorted(encoded) == sorted(run) == prompts.prompt_ids.tolist()
+
+
+@pytest.mark.parametrize("fields", [{}, {"cache_int8": True, "devices": 4}])
+def test_nothing_is_compiled_after_the_first_batch(prompts, fields):
+    """Twenty batches of other pictures, lengths and limits in the same buckets."""
+    engine = make_engine(**fields, slots=8)
+    engine.generate(prompts, SAMPLES, SAMPLING, KEY)
+    warm, rng = engine.compilations, np.random.default_rng(0)
+    for seed in range(20):
+        pictures = rng.integers(0, 2, 7).tolist()
+        lengths = [int(rng.integers(18, 25)) if picture else int(rng.integers(1, 25)) for picture in pictures]
+        limits = rng.integers(1, 31, (7, SAMPLES)).astype(np.int32)
+        batch = tiny.prompt_batch(lengths, pictures, seed=seed)
+        out = engine.generate(batch, SAMPLES, SAMPLING, jax.random.key(seed), limits=limits)
+        assert (out.mask.sum(-1) <= limits).all()
+    assert engine.compilations == warm
+
+
+def test_stop_strings_end_a_response_wherever_the_stretches_end(prompts, plain):
+    """Decoded, a token is a letter; a response ends with the token that completes "b" after "a"."""
+
+    def decode(tokens):
+        return "".join("abcdefgh"[token % 8] for token in tokens)
+
+    strings = ("ab", "hhc")
+    ended = dataclasses.replace(SAMPLING, stop_strings=strings)
+    out = make_engine(slots=5).generate(prompts, SAMPLES, ended, KEY, decode=decode)
+    cut = 0
+    for row, sample_ in np.ndindex(out.stopped.shape):
+        text = decode(plain.tokens[row, sample_][plain.mask[row, sample_]])
+        ends = [text.find(string) + len(string) for string in strings if string in text]
+        expected = min(ends, default=len(text))
+        assert out.mask[row, sample_].sum() == expected
+        assert out.stopped[row, sample_] == (plain.stopped[row, sample_] or bool(ends))
+        cut += bool(ends)
+    assert cut > 3
+    with pytest.raises(ValueError, match="need `decode`"):
+        make_engine().generate(prompts, SAMPLES, ended, KEY)
+
+
+def test_a_repetition_penalty_counts_the_prompt_and_all_that_was_said(prompts):
+    """With a penalty past every logit no token comes twice, nor one of the prompt, as long as there are others."""
+    penal = dataclasses.replace(SAMPLING, temperature=0.0, repetition_penalty=1e6, stop_ids=(tiny.STOP_ID,))
+    few = tiny.rows(prompts, [1, 3])
+    out = make_engine(slots=2).generate(few, 1, penal, KEY)
+    for row in range(2):
+        said = out.tokens[row, 0][out.mask[row, 0]].tolist()
+        assert len(set(said)) == len(said)
+        assert not set(said) & set(few.tokens[row, : few.lengths[row]].tolist())
+
+
+def test_no_response_ends_before_the_minimum(prompts, plain):
+    assert (plain.mask.sum(-1) < 12).any()
+    out = make_engine(slots=4).generate(prompts, SAMPLES, dataclasses.replace(SAMPLING, min_new_tokens=12), KEY)
+    assert out.mask.sum(-1).min() >= 12
+
+
+def test_progress_is_told_and_ends_the_generation_where_it_raises(prompts):
+    told = []
+    engine = make_engine(slots=4)
+    engine.generate(prompts, SAMPLES, SAMPLING, KEY, on_progress=told.append)
+    assert told == sorted(told)
+    assert told[-1] == 21
+    assert len(set(told)) > 3
+
+    def stop(finished):
+        if finished > 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        engine.generate(prompts, SAMPLES, SAMPLING, KEY, on_progress=stop)
+
+
+def test_stats_add_up(prompts, plain):
+    stats = plain.stats
+    assert stats.tokens == plain.mask.sum()
+    assert stats.decoded == plain.mask.sum() - plain.mask.any(-1).sum()
+    assert 0 < stats.utilisation < 1
+    assert min(stats.vision, stats.prefill, stats.decode, stats.host) > 0
+    assert stats.metrics()["tokens_per_second"] == pytest.approx(stats.tokens / stats.seconds)
+
+
+@pytest.mark.parametrize(
+    "limits", [np.zeros((7, 3), np.int32), np.full((7, 3), 31, np.int32), np.ones((7, 2), np.int32)]
+)
+def test_wrong_limits_are_refused(prompts, limits):
+    with pytest.raises(ValueError, match=r"limits must be of shape \(7, 3\) and from 1 to 30, not of shape \(7, \d\)"):
+        make_engine().generate(prompts, SAMPLES, SAMPLING, KEY, limits=limits)
+
+
+def test_what_goes_with_forced_tokens_is_checked(prompts):
+    with pytest.raises(ValueError, match=r"choice_ids = \(1, 2\) go with `forced`, which is None"):
+        make_engine().generate(prompts, SAMPLES, SAMPLING, KEY, choice_ids=(1, 2))
+    with pytest.raises(ValueError, match=r"forced must be of shape \(7, 30\), not \(7, 9\)"):
+        make_engine().generate(prompts, SAMPLES, SAMPLING, KEY, forced=np.zeros((7, 9), np.int32))
+
+
+def test_without_parameters_it_says_so(prompts):
+    engine = make_engine()
+    engine.unload()
+    with pytest.raises(RuntimeError, match="no parameters; `load` them first"):
+        engine.generate(prompts, SAMPLES, SAMPLING, KEY)
