@@ -115,6 +115,18 @@ def test_slots_are_used_where_lengths_are_very_unlike():
     assert drawn.sum() / simulation.steps > 0.85
 
 
+@pytest.mark.parametrize(("shards", "budget"), [(1, 300_000.0), (8, 60_000.0)])
+def test_a_step_of_the_published_run_passes_through_in_waves(shards, budget):
+    """1,024 responses of up to 4,096 tokens, a quarter of them at the limit, in room for a part of them."""
+    rng = np.random.default_rng(0)
+    lengths = np.where(rng.random((128, 8)) < 0.25, 4096, rng.integers(50, 4096, (128, 8)))
+    pools = plan_pools(prompts=128 // shards, samples=8, prompt_tokens=1024, new_tokens=4096, slots=256, budget=budget)
+    assert pools.tokens(1024) <= budget < lengths.sum() / shards
+    simulation = Simulation(lengths.tolist(), shards, pools).run(1_000_000)
+    assert sorted(simulation.finished) == [(row, sample) for row in range(128) for sample in range(8)]
+    assert simulation.decoded < 1.25 * lengths.sum()
+
+
 def test_work_goes_to_the_least_loaded_shard():
     shards = [Shard(POOLS, 2) for _ in range(2)]
     taken = admit(shards, deque(range(4)), (1, 2))
