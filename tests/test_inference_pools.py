@@ -20,7 +20,7 @@ def test_without_want_every_slot_has_room_for_the_longest_response():
     pools = plan()
     assert pools.slots == 64
     assert pools.pages == 64 * pages_of(4096, PAGE_TOKENS)
-    assert (pools.prompts, pools.prefill, pools.prefill_levels) == (16, 4, (1, 4))
+    assert (pools.prompts, pools.prefill, pools.prefill_levels) == (16, 8, (1, 8))
 
 
 def test_no_more_than_the_work_asks_for():

@@ -15,14 +15,14 @@ LEAST_SLOTS = 4
 EXPECTED_SHARE = 0.25
 """Of its limit, what a response is expected to take. Where responses take more, some wait until there is room again."""
 
-PREFILL_TOKENS = 4096
+PREFILL_TOKENS = 8192
 """Of the prompts that are run at a time: their activations take room."""
 
 PROMPT_BLOCKS, PAGE_BLOCKS = 4, 32
 """Blocks that a pool is cut into: the grain of what a step reads."""
 
-LEAST_BLOCK_TOKENS = 4096
-"""A block has no fewer tokens than this: the loop over blocks would take longer than what it spares."""
+LEAST_BLOCK_TOKENS = 8192
+"""A block has no fewer tokens: on a CPU a loop over blocks copies each of them, and a single one is read in place."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +97,7 @@ def plan_pools(
     slots = min(slots, prompts * samples)
     while True:
         running = -(-slots // samples)
-        prefill = min(max(PREFILL_TOKENS // prompt_tokens, 1), running)
+        prefill = -(-running // -(-running // max(PREFILL_TOKENS // prompt_tokens, 1)))  # in rounds of one size
         # A group's last responses hold its prompt while others have taken its slots.
         for held in sorted({min(prompts, slots, spare * running) for spare in (1, 2, 4)}, reverse=True):
             held, prompt_block = _in_blocks(held, PROMPT_BLOCKS, prompt_tokens)
