@@ -16,6 +16,7 @@ from perception_r1_jax.inference.schedule import Places, Response, Shard, admit,
 from perception_r1_jax.inference.stats import GenerationStats
 from perception_r1_jax.inference.stop import stop_length
 from perception_r1_jax.models import Tables
+from perception_r1_jax.processing import pick_bucket
 from perception_r1_jax.records import PromptBatch
 
 
@@ -116,7 +117,7 @@ class Generation:
     def _prefill_batch(self, taken: list[list[tuple[int, int]]], least: int = 1) -> PrefillBatch:
         """Rows with their places, for each shard, in the smallest size that holds at least so many."""
         most = max(least, *map(len, taken))
-        size = min(level for level in self._pools.prefill_levels if level >= most)
+        size = pick_bucket(most, self._pools.prefill_levels, "prompts to run")
         rows, places = (np.full((len(taken), size), fill, np.int32) for fill in (-1, self._pools.prompts))
         for shard, pairs in enumerate(taken):
             for index, (row, place) in enumerate(pairs):
@@ -142,7 +143,7 @@ class Generation:
         for shard in self._shards:
             self.stats.preempted += shard.seat()
         active = max(len(shard.active) for shard in self._shards)
-        return min(level for level in (0, *self._pools.levels) if level >= active)
+        return pick_bucket(active, (0, *self._pools.levels), "responses in slots")
 
     def slots(self, level: int) -> Slots:
         """What is in the first `level` slots of each shard."""

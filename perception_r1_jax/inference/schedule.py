@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from perception_r1_jax.inference.pools import Pools
+from perception_r1_jax.processing import pick_bucket
 
 
 @dataclasses.dataclass(eq=False)
@@ -194,7 +195,7 @@ def admit(shards: Sequence[Shard], waiting: deque[int], levels: Sequence[int]) -
     take(levels[-1], lambda shard: shard.wants_prompts)
     wanted = max(map(len, taken))
     if wanted:
-        take(min(level for level in levels if level >= wanted), lambda shard: shard.has_room)
+        take(pick_bucket(wanted, levels, "prompts to run"), lambda shard: shard.has_room)
     return taken
 
 
