@@ -23,7 +23,8 @@ import numpy as np
 from benchmarks import measure, shape, workload
 from benchmarks.measure import Case
 from perception_r1_jax.inference import Engine, Sampling
-from perception_r1_jax.models import KeyValues, Params, embed_prompts, prefill, serving_params
+from perception_r1_jax.inference.stats import GenerationStats
+from perception_r1_jax.models import token_bytes
 from perception_r1_jax.processing import Processor
 from perception_r1_jax.records import PromptBatch
 from perception_r1_jax.training.run_record import peak_rss_bytes
@@ -39,7 +40,7 @@ def group(folder: Path, quick: bool) -> list[Case]:
     prompts = workload.picture_prompts(model.processor, count, side)
     batch = workload.pack(model.processor, prompts)
     ours = our_side(model, batch, samples, new_tokens)
-    ours()
+    stats = ours()
     memory = measure.compare("peak_memory", "MiB", peak_rss_bytes() / MIB)  # before the peer is there
     peer = load_peer(model)
     sides = {"ours": ours}
@@ -54,7 +55,9 @@ def group(folder: Path, quick: bool) -> list[Case]:
     seconds = measure.interleave(sides, rounds=1 if quick else 3)
     responses = functools.partial(measure.throughput, unit="responses/s", work=count * samples, ours=seconds["ours"])
     speed = [responses(name, peer=seconds[name]) for name in sides if name != "ours"] or [responses("group")]
-    return [*speed, prompt_bytes(model, batch, samples), memory]
+    naive = batch.tokens.size * samples * token_bytes(model.config, np.float32)  # each response with its prompt
+    kept = measure.compare("prompt_bytes", "MiB", stats.prompt_bytes / MIB, naive / MIB, less_is_better=True)
+    return [*speed, kept, memory]
 
 
 def plain(folder: Path, quick: bool) -> list[Case]:
@@ -106,34 +109,20 @@ def long_tail(folder: Path, quick: bool) -> list[Case]:
     ]
 
 
-def prompt_bytes(model: shape.Model, batch: PromptBatch, samples: int) -> Case:
-    """Keys and values of the prompts, beside a layout that holds them for every sample; from the programs' shapes."""
-
-    def keys_and_values(params: Params, batch: PromptBatch) -> KeyValues:
-        params = serving_params(params)
-        return prefill(model.config, params, batch, embed_prompts(model.config, params, batch), 1)[1]
-
-    def size(batch: PromptBatch) -> float:
-        arrays = jax.tree.leaves(jax.eval_shape(keys_and_values, model.params, batch))
-        return sum(x.size * x.dtype.itemsize for x in arrays) / MIB
-
-    repeated = jax.tree.map(lambda x: np.repeat(x, samples, axis=0), batch)
-    return measure.compare("prompt_bytes", "MiB", size(batch), size(repeated), less_is_better=True)
-
-
 def endless(processor: Processor, new_tokens: int) -> Sampling:
     """Drawing at temperature 1, up to the limit: what would end a response is banned."""
     banned = processor.banned_ids + processor.stop_ids
     return Sampling(new_tokens, processor.stop_ids, processor.pad_id, banned_ids=banned)
 
 
-def our_side(model: shape.Model, batch: PromptBatch, samples: int, new_tokens: int) -> Callable[[], None]:
+def our_side(model: shape.Model, batch: PromptBatch, samples: int, new_tokens: int) -> Callable[[], GenerationStats]:
     """A run of ours: `samples` responses of `new_tokens` tokens to each prompt."""
     engine, sampling = Engine(model.config, model.params, model.mesh), endless(model.processor, new_tokens)
 
-    def run() -> None:
+    def run() -> GenerationStats:
         out = engine.generate(batch, samples, sampling, KEY)
         _check(out.mask.sum(-1), new_tokens)
+        return out.stats
 
     return run
 

@@ -208,7 +208,7 @@ def default_config() -> ConfigDict:
     config.evaluation = ConfigDict()  # greedy responses to other problems, before the first step and after the last
     config.evaluation.split = ""  # of data.path, another one than data.split; "" makes no evaluation
     config.evaluation.problems = 0  # the first so many of the split; 0: all
-    config.evaluation.batch_size = 64  # problems answered at once, over all devices
+    config.evaluation.batch_size = 256  # problems handed to the engine at a time; their pictures are in memory
     config.evaluation.max_new_tokens = 4096  # tokens; a longer response is cut, counted, and graded as it stands
     # A module that knows the truth of the pictures (evaluation/checker.py): what responses perceive, and a probe, which
     # asks for a single fact of each. "" measures accuracy alone.
@@ -367,23 +367,20 @@ def arithmetic(
     ]
     if config.fidelity == "paper":
         lines.insert(0, ("fidelity", "paper: " + ", ".join(f"{field} = {value}" for field, value in PAPER.items())))
-    if whole := _undivided(config, mesh, judge=judge_parameters > 0):
+    if whole := _undivided(config, mesh):
         devices = f"{mesh['data'] * mesh['fsdp']} devices share the batch (data x fsdp)"
         lines.append(("note", f"{devices}. Each computes whole what does not divide among them:"))
         lines += (("", text) for text in whole)
     return "\n".join(f"  {name:<14} {text}" for name, text in lines)
 
 
-def _undivided(config: ConfigDict, mesh: Mapping[str, int], *, judge: bool) -> list[str]:
-    """What does not divide among the devices that share a batch, so that each computes all of it."""
+def _undivided(config: ConfigDict, mesh: Mapping[str, int]) -> list[str]:
+    """What of a training step does not divide among the devices that share it, so that each computes all of it."""
     ways = mesh["data"] * mesh["fsdp"]
     p, s = config.grpo.micro_batch_prompts, config.grpo.micro_batch_samples
     shared = [
-        ("rollout.prompts_per_step", config.rollout.prompts_per_step, "rollouts"),
         ("grpo.micro_batch_prompts", p, "pictures of a micro-batch"),
         ("grpo.micro_batch_prompts x micro_batch_samples", p * s, "rows of a micro-batch"),
-        *([("judge.batch_size", config.judge.batch_size, "judgements")] if judge else []),
-        *([("evaluation.batch_size", config.evaluation.batch_size, "evaluation")] if config.evaluation.split else []),
     ]
     return [f"{what}: {name} = {size}" for name, size, what in shared if size % ways]
 

@@ -271,6 +271,9 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(f"error: {dropped.fault}") from dropped
     except (OSError, UserError) as error:
         raise SystemExit(f"error: {error}") from error
+    except KeyboardInterrupt:
+        more = f" The same command goes on from {args.output}.partial." if args.output else ""
+        raise SystemExit(f"stopped.{more}") from None
     if args.input is None:
         sys.stdout.reconfigure(encoding="utf-8")  # the answer may hold any character, whatever the locale
         print(json.dumps(done, ensure_ascii=False) if args.json else done["text"])

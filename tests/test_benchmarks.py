@@ -146,16 +146,6 @@ def test_quick_runs_write_the_documented_list(checkpoints, tmp_path, capsys, nam
     assert all(case["case"] in shown for case in cases)
 
 
-def test_prompts_of_a_group_are_kept_once(checkpoints):
-    model = shape.load_model(checkpoints, shape.LONG)
-    prompts = workload.pack(model.processor, workload.text_prompts(model.processor, [10, 50]))
-    case = rollout.prompt_bytes(model, prompts, samples=8)
-    assert (
-        case.ours * rollout.MIB == 2 * 4 * 2 * 64 * 2 * 64 * 4
-    )  # k and v, layers, prompts, tokens, heads, size, bytes
-    assert case.ratio == 8
-
-
 def test_without_torch_there_is_no_peer(checkpoints, monkeypatch):
     monkeypatch.setattr(rollout.importlib.util, "find_spec", lambda name: None)
     (case,) = rollout.plain(checkpoints, quick=True)

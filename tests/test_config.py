@@ -339,18 +339,18 @@ def test_arithmetic_of_a_run(config):
 
 
 @pytest.mark.parametrize(
-    ("mesh", "judge", "whole"),
+    ("mesh", "whole"),
     [
-        ({"data": 2, "fsdp": 4}, 1, ["rollouts", "pictures of a micro-batch", "rows of a micro-batch", "judgements"]),
-        ({"data": 2, "fsdp": 4}, 0, ["rollouts", "pictures of a micro-batch", "rows of a micro-batch"]),
-        ({"data": 1, "fsdp": 4}, 1, ["pictures of a micro-batch", "judgements"]),
-        ({"data": 2, "fsdp": 1}, 1, []),
+        ({"data": 2, "fsdp": 4}, ["pictures of a micro-batch", "rows of a micro-batch"]),
+        ({"data": 1, "fsdp": 4}, ["pictures of a micro-batch"]),
+        ({"data": 2, "fsdp": 1}, []),
     ],
 )
-def test_what_does_not_divide_among_the_devices_is_named(config, mesh, judge, whole):
-    config.rollout.prompts_per_step, config.judge.batch_size = 4, 6
+def test_what_does_not_divide_among_the_devices_is_named(config, mesh, whole):
+    """The engine shares out prompts and requests, so any number of these will do."""
+    config.rollout.prompts_per_step, config.judge.batch_size = 3, 5
     config.grpo.micro_batch_prompts, config.grpo.micro_batch_samples = 2, 2
-    text = arithmetic(config, problems=8, parameters=1, judge_parameters=judge, mesh=mesh)
+    text = arithmetic(config, problems=8, parameters=1, judge_parameters=1, mesh=mesh)
     lines = [line.strip() for line in text.splitlines()]
     assert [line.partition(":")[0] for line in lines if re.search(r"\w: \w+\.[\w .]+ = \d+$", line)] == whole
     assert ("note" in text) == bool(whole)

@@ -15,6 +15,7 @@ from perception_r1_jax.inference import Engine, Generated
 from perception_r1_jax.inference.stats import GenerationStats
 from perception_r1_jax.processing import Processor
 from perception_r1_jax.records import Problem
+from perception_r1_jax.training.stopping import Stopped
 from perception_r1_jax.weights.random_checkpoint import write_random_checkpoint
 from tests import parity, stub_checker
 
@@ -50,6 +51,7 @@ def evaluation(**changes) -> Evaluation:
         "batch_size": 2,
         "max_new_tokens": 12,
         "probe_max_new_tokens": 4,
+        "stop_strings": ("The end.",),
         "prompt_buckets": (80, 128),
         "window_buckets": (2,),
         "workers": 1,
@@ -64,9 +66,11 @@ class ScriptedEngine(Engine):
     def __init__(self, processor: Processor, answer):
         self.processor, self.answer, self.batches = processor, answer, []
 
-    def generate(self, prompts, samples, sampling, key, *, decode) -> Generated:
+    def generate(self, prompts, samples, sampling, key, *, decode, on_progress) -> Generated:
         assert (samples, sampling.temperature, len(sampling.banned_ids)) == (1, 0.0, 5)
+        assert sampling.stop_strings == ("The end.",)
         rows, length = prompts.tokens.shape
+        on_progress(0)
         texts = [self.processor.decode(row[:size]) for row, size in zip(prompts.tokens, prompts.lengths) if size]
         self.batches.append((rows, length, sampling.max_new_tokens, texts))
         tokens = np.full((rows, 1, sampling.max_new_tokens), sampling.pad_id, np.int32)
@@ -92,6 +96,19 @@ def test_what_is_asked(processor):
     assert asked[3:] == [probes[:2], probes[2:4], probes[4:]]
 
 
+def test_what_a_progress_report_raises_ends_it_within_a_batch(processor):
+    engine, reports = ScriptedEngine(processor, lambda text: "2"), []
+
+    def third_time(finished: int) -> None:
+        reports.append(finished)
+        if len(reports) == 3:
+            raise Stopped("SIGTERM")
+
+    with pytest.raises(Stopped):
+        evaluate(evaluation(), engine, processor, CONSOLE, third_time)
+    assert len(engine.batches) == 2  # the third is never answered
+
+
 def test_what_comes_back(processor):
     answers = {"1 + 1": "<answer>2</answer>", "AB": "x " * 40, "BC": "raise", "p0": "5", "Which": "6", "long": "3"}
     engine = ScriptedEngine(processor, lambda text: next(said for part, said in answers.items() if part in text))
@@ -114,11 +131,3 @@ def test_without_a_checker_there_are_no_probes(processor):
     assert [batch[2] for batch in engine.batches] == [12] * 3
     assert {item.probe for item in items} == {item.perception for item in items} == {None}
     assert [item.accuracy for item in items] == [1.0, 1.0, 1.0, None, 1.0]
-
-
-@pytest.mark.parametrize("replies", [1, 3, 6])
-def test_a_stop_ends_it_within_a_batch(processor, replies):
-    engine = ScriptedEngine(processor, lambda text: "2")
-    calls = iter(range(100))
-    assert evaluate(evaluation(), engine, processor, CONSOLE, lambda: next(calls) + 1 == replies) is None
-    assert len(engine.batches) == {1: 1, 3: 1, 6: 4}[replies]  # the third reply is the dropped problem's

@@ -21,6 +21,7 @@ from tests import tiny
 SAMPLING = Sampling(30, stop_ids=tuple(range(6)), pad_id=tiny.PAD_ID, banned_ids=(tiny.IMAGE_ID,))
 KEY = jax.random.key(5)
 SAMPLES = 3
+BROKEN = 85
 
 
 @pytest.fixture(autouse=True)
@@ -234,6 +235,36 @@ def test_progress_is_told_and_ends_the_generation_where_it_raises(prompts):
 
     with pytest.raises(KeyboardInterrupt):
         engine.generate(prompts, SAMPLES, SAMPLING, KEY, on_progress=stop)
+
+
+def test_the_prompts_are_held_once_and_counted(prompts, plain):
+    per_token = 2 * 2 * 2 * 8 * 4  # k and v, layers, heads, size, bytes
+    assert plain.stats.prompt_bytes == 7 * 24 * per_token
+    pages = recent = 21 * 29  # a response's last token is never fed
+    assert plain.stats.cache_bytes == plain.stats.prompt_bytes + (pages + recent) * per_token
+
+
+@pytest.mark.parametrize("fields", [{}, {"cache_int8": True}, {"devices": 2}])
+def test_a_sequence_with_broken_numbers_breaks_no_other(prompts, fields):
+    """One response says a token whose embedding is NaN, and another prompt has it: nothing else changes."""
+
+    def without_one_token(path, x):
+        return x.at[BROKEN].set(jnp.nan) if path[-1].key == "embedding" else x
+
+    broken = jax.tree_util.tree_map_with_path(without_one_token, tiny.params())
+    forced = np.random.default_rng(0).integers(6, 80, (7, 30)).astype(np.int32)
+    sound = make_engine(**fields, slots=6).generate(prompts, SAMPLES, SAMPLING, KEY, forced=forced)
+    forced[2, 3] = BROKEN
+    told = dataclasses.replace(prompts, tokens=prompts.tokens.copy())
+    told.tokens[5, 0] = BROKEN
+    engine = make_engine(**fields, slots=6)
+    engine.load(broken)
+    out = engine.generate(told, SAMPLES, SAMPLING, KEY, forced=forced)
+    others = [0, 1, 3, 4, 6]
+    np.testing.assert_array_equal(out.logps[others], sound.logps[others])
+    np.testing.assert_array_equal(out.logps[2, :, :3], sound.logps[2, :, :3])
+    assert np.isnan(out.logps[2, :, 4:]).all()
+    assert np.isnan(out.logps[5]).all()
 
 
 def test_stats_add_up(prompts, plain):

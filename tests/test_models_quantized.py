@@ -43,5 +43,6 @@ def test_the_engine_draws_nearly_the_same_from_a_quarter_of_the_bytes():
     assert 0 < difference.max() < 0.3  # log-probs around -4, of a model that is far from smooth
     assert difference.mean() < 0.03
     per_token = token_bytes(tiny.CONFIG, jnp.int8) / token_bytes(tiny.CONFIG, jnp.float32)
-    assert small.stats.cache_bytes == per_token * exact.stats.cache_bytes
+    recent = 6 * 32 * token_bytes(tiny.CONFIG, jnp.float32)  # what is fed within a stretch stays as it is
+    assert small.stats.cache_bytes - recent == per_token * (exact.stats.cache_bytes - recent)
     assert per_token == (8 + 4) / (4 * 8)  # heads of 8 numbers: the scale weighs more than in a model of 128

@@ -27,6 +27,7 @@ ROLLOUT = Rollout(
     finish_reasons=[["length", "stop", "stop"], ["stop", "length", "stop"]],
     texts=[["a\nb", "∠ 98°", ""], ['"', "\0 \ud800", "f"]],
 )
+VOCABULARY = int(ROLLOUT.tokens.max()) + 1
 SAVED = SavedRollout(7, 3, ["train/1", "∠"], ROLLOUT)
 
 
@@ -73,7 +74,7 @@ def test_a_write_that_fails_leaves_the_older_file(path):
 
 
 def test_a_rollout_of_the_batch_is_replayed(path, config):
-    check_same(replay(path, 7, ["train/1", "∠"], config), ROLLOUT)
+    check_same(replay(path, 7, ["train/1", "∠"], config, VOCABULARY), ROLLOUT)
 
 
 @pytest.mark.parametrize(
@@ -86,6 +87,11 @@ def test_a_rollout_of_the_batch_is_replayed(path, config):
         ),
         ({"problem_ids": ["train/1"], "rollout": {"tokens": ROLLOUT.tokens[:1]}}, "this run has 2 prompts x 3 samples"),
         ({"rollout": {"mask": MASK[:, :, :4]}}, r"'mask': \(2, 3, 4\)"),
+        (
+            {"rollout": {"tokens": ROLLOUT.tokens + 1}},
+            f"this policy's go from 0 to {VOCABULARY - 1}. Replay it with the",
+        ),
+        ({"rollout": {"tokens": ROLLOUT.tokens - VOCABULARY}}, "has token ids from -"),
         ({"rollout": {"texts": [["a", "b"], ["c", "d", "e"]]}}, "texts for 5 responses"),
         ({"rollout": {"finish_reasons": [["stop"] * 3]}}, "this run has 2 prompts x 3 samples of at most 8 tokens"),
         ({"rollout": {name: np.zeros((2, 3, 9)) for name in ("tokens", "mask", "logps")}}, "of at most 8 tokens"),
@@ -95,7 +101,7 @@ def test_a_rollout_that_is_not_the_batch_s_is_refused(path, config, fault, messa
     changed = dataclasses.replace(ROLLOUT, **fault.pop("rollout", {}))
     write_rollout(path, dataclasses.replace(SAVED, rollout=changed, **fault))
     with pytest.raises(UserError, match=message):
-        replay(path, 7, ["train/1", "∠"], config)
+        replay(path, 7, ["train/1", "∠"], config, VOCABULARY)
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04 cut", "half", "array", "objects", "other"])

@@ -15,6 +15,7 @@ from perception_r1_jax.evaluation.grade import grade
 from perception_r1_jax.evaluation.items import Item
 from perception_r1_jax.evaluation.task import Evaluation
 from perception_r1_jax.inference import Engine, Sampling
+from perception_r1_jax.inference.engine import ignore_progress
 from perception_r1_jax.inference.replies import Bucket, Reply, prompts_or_faults, reply
 from perception_r1_jax.processing import Processor, pick_buckets
 from perception_r1_jax.records import Prompt
@@ -26,8 +27,8 @@ def evaluate(
     engine: Engine,
     processor: Processor,
     console: Console,
-    stopped: Callable[[], bool] = lambda: False,
-) -> list[Item] | None:
+    on_progress: Callable[[int], None] = ignore_progress,
+) -> list[Item]:
     """Asks all problems, and then all probes: the same pictures, and the question alone.
 
     Answers are compared as by default under either fidelity.
@@ -37,10 +38,10 @@ def evaluate(
         engine: holds the policy's parameters.
         processor: the policy's.
         console: shows a progress bar where it is a terminal.
-        stopped: asked as replies come; true ends the evaluation.
+        on_progress: as of `Engine.generate`: what it raises ends the evaluation.
 
     Returns:
-        An item for each problem, in their order; None where `stopped` has ended it.
+        An item for each problem, in their order.
     """
     probes = [
         dataclasses.replace(problem, question=question)
@@ -60,11 +61,9 @@ def evaluate(
             (responses, asked, evaluation.max_new_tokens),
             (answers, probed, evaluation.probe_max_new_tokens),
         ):
-            for problem_id, said in _reply_greedily(evaluation, engine, processor, prompts, limit):
+            for problem_id, said in _reply_greedily(evaluation, engine, processor, prompts, limit, on_progress):
                 found[problem_id] = said
                 progress.advance(task)
-                if stopped():
-                    return None
         return grade(evaluation, responses, answers, pool)
 
 
@@ -74,13 +73,27 @@ def _reply_greedily(
     processor: Processor,
     prompts: Iterable[Prompt | DroppedProblem],
     max_new_tokens: int,
+    on_progress: Callable[[int], None],
 ) -> Iterator[tuple[str, Reply]]:
     sampling = Sampling(
-        max_new_tokens, processor.stop_ids, processor.pad_id, temperature=0.0, banned_ids=processor.banned_ids
+        max_new_tokens,
+        processor.stop_ids,
+        processor.pad_id,
+        temperature=0.0,
+        banned_ids=processor.banned_ids,
+        stop_strings=evaluation.stop_strings,
     )
 
     def bucket_of(prompt: Prompt) -> Bucket:
         return pick_buckets([prompt], evaluation.prompt_buckets, evaluation.window_buckets)
 
-    key = jax.random.key(0)  # greedy: never drawn from
-    return reply(engine, processor, prompts, sampling, key, batch_size=evaluation.batch_size, bucket_of=bucket_of)
+    return reply(
+        engine,
+        processor,
+        prompts,
+        sampling,
+        jax.random.key(0),  # greedy: never drawn from
+        batch_size=evaluation.batch_size,
+        bucket_of=bucket_of,
+        on_progress=on_progress,
+    )

@@ -28,6 +28,7 @@ class Evaluation:
         batch_size: prompts of a batch; the last one is filled up with empty rows.
         max_new_tokens: limit of a response in tokens.
         probe_max_new_tokens: limit of the answer to a probe in tokens.
+        stop_strings: texts that end a response, as in the run's rollouts.
         prompt_buckets: tokens of a batch's prompts; the processor drops longer ones.
         window_buckets: windows of a batch's prompts, likewise.
         workers: processes that compare answers.
@@ -42,6 +43,7 @@ class Evaluation:
     batch_size: int
     max_new_tokens: int
     probe_max_new_tokens: int
+    stop_strings: tuple[str, ...]
     prompt_buckets: Sequence[int]
     window_buckets: Sequence[int]
     workers: int
@@ -70,6 +72,7 @@ def load_evaluation(config: ConfigDict, console: Console) -> Evaluation | None:
         batch_size=settings.batch_size,
         max_new_tokens=settings.max_new_tokens,
         probe_max_new_tokens=settings.probe_max_new_tokens,
+        stop_strings=config.rollout.stop_strings,
         prompt_buckets=config.rollout.prompt_buckets,
         window_buckets=config.rollout.window_buckets,
         workers=config.reward.workers,

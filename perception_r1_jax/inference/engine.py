@@ -90,6 +90,7 @@ class Engine:
         self.mesh = serving_mesh(mesh, config, dtype, weights_memory * memory)
         self._dtype, self._slots, self._cache_bytes = jnp.dtype(dtype), slots, cache_memory * memory
         self._cache_dtype = jnp.dtype(jnp.int8) if cache_int8 else self._dtype
+        self._recent_cost = token_bytes(config, self._dtype) / token_bytes(config, self._cache_dtype)
         self._reshard = make_reshard(config, self.mesh, dtype)
         self._params = None if params is None else self._reshard(params)
         self._programs = Programs(config, self._dtype, self._cache_dtype)
@@ -155,9 +156,9 @@ class Engine:
         generation = Generation(
             prompts, samples, sampling, pools, self.shards, forced=forced, limits=limits, decode=decode
         )
-        generation.stats.cache_bytes = int(
-            self.shards * pools.tokens(prompts.tokens.shape[1]) * token_bytes(self.config, self._cache_dtype)
-        )
+        length, per_token = prompts.tokens.shape[1], token_bytes(self.config, self._cache_dtype)
+        generation.stats.cache_bytes = round(self.shards * pools.tokens(length, self._recent_cost) * per_token)
+        generation.stats.prompt_bytes = self.shards * pools.prompts * length * per_token
         with jax.set_mesh(self.mesh):
             Call(
                 self._programs,
@@ -165,7 +166,7 @@ class Engine:
                 self.mesh,
                 generation,
                 pools,
-                prompt_tokens=prompts.tokens.shape[1],
+                prompt_tokens=length,
                 sampling=sampling,
                 key=key,
                 choice_ids=choice_ids,
@@ -186,4 +187,5 @@ class Engine:
             new_tokens=sampling.max_new_tokens,
             slots=self._slots,
             budget=self._cache_bytes * ways / token_bytes(self.config, self._cache_dtype),
+            recent_cost=self._recent_cost,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from perception_r1_jax.errors import UserError
 
@@ -60,9 +61,9 @@ class Pools:
         """Numbers of prompts that there are programs for, rising: many at the start, few for slots that come free."""
         return tuple(sorted({max(self.prefill // 8, 1), self.prefill}))
 
-    def tokens(self, prompt_tokens: int) -> int:
-        """Tokens whose keys and values there is room for, with prompts of so many."""
-        return self.prompts * prompt_tokens + self.pages * self.page_tokens
+    def tokens(self, prompt_tokens: int, recent_cost: float = 1.0) -> float:
+        """Tokens whose keys and values take as much room as all this, with prompts of so many; see `plan_pools`."""
+        return self.prompts * prompt_tokens + (self.pages + self.slots * recent_cost) * self.page_tokens
 
 
 def pages_of(new_tokens: int, page_tokens: int) -> int:
@@ -78,6 +79,7 @@ def plan_pools(
     new_tokens: int,
     slots: int,
     budget: float,
+    recent_cost: float = 1.0,
 ) -> Pools:
     """The largest pools within a budget, and no larger than the work.
 
@@ -88,6 +90,8 @@ def plan_pools(
         new_tokens: C, the limit of a response.
         slots: the most sequences to decode at a time.
         budget: tokens whose keys and values a shard may hold.
+        recent_cost: what a token takes until its page is full, for each slot, beside a token of the pools: more than
+            theirs where they are kept in 8 bits.
 
     Raises:
         UserError: not even one response fits.
@@ -101,14 +105,15 @@ def plan_pools(
         # A group's last responses hold its prompt while others have taken its slots.
         for held in sorted({min(prompts, slots, spare * running) for spare in (1, 2, 4)}, reverse=True):
             held, prompt_block = _in_blocks(held, PROMPT_BLOCKS, prompt_tokens)
-            room = int((budget - held * prompt_tokens) // page_tokens)
+            room = int((budget - held * prompt_tokens) / page_tokens - slots * recent_cost)
             pages, page_block = _pages_in(room, slots * longest, longest, page_tokens)
             if pages >= max(longest, slots * longest * EXPECTED_SHARE):
                 return Pools(slots, held, prompt_block, pages, page_block, page_tokens, prefill)
         if slots == 1:
+            least = prompt_tokens + (longest + recent_cost) * page_tokens
             raise UserError(
                 f"one response of {new_tokens} tokens to a prompt of {prompt_tokens} needs room in the cache for "
-                f"{prompt_tokens + longest * page_tokens} tokens; there is room for {int(budget)}. Lower the limit of "
+                f"{math.ceil(least)} tokens; there is room for {int(budget)}. Lower the limit of "
                 "responses or prompts, or give the cache more memory."
             )
         slots //= 2

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from jaxtyping import Array, Key
 
 from perception_r1_jax.data.errors import DroppedProblem
-from perception_r1_jax.inference.engine import Engine
+from perception_r1_jax.inference.engine import Engine, ignore_progress
 from perception_r1_jax.inference.sampling import Sampling
 from perception_r1_jax.processing import Processor, batch_prompts
 from perception_r1_jax.records import FINISH_LENGTH, FINISH_STOP, Problem, Prompt
@@ -56,17 +56,19 @@ def reply(
     *,
     batch_size: int,
     bucket_of: Callable[[Prompt], Bucket],
+    on_progress: Callable[[int], None] = ignore_progress,
 ) -> Iterator[tuple[str, Reply]]:
     """The problem's id and the reply of each prompt, as its batch is done; a dropped problem's fault, at once.
 
     A prompt waits in its bucket until `batch_size` of them are there, or no more come. So batches depend on the prompts
     alone, no more than one batch a bucket is held, and there is one program for each bucket in use. The last batch of
-    a bucket is filled up with empty rows. Draws depend on the key and the problem's id, not on the batch.
+    a bucket is filled up with empty rows. Draws depend on the key and the problem's id, not on the batch. What
+    `on_progress` raises, between stretches of decoding, ends it all (`Engine.generate`).
     """
     waiting: dict[Bucket, list[Prompt]] = defaultdict(list)
 
     def reply_to(bucket: Bucket) -> Iterator[tuple[str, Reply]]:
-        return _reply(engine, processor, waiting.pop(bucket), batch_size, bucket, sampling, key)
+        return _reply(engine, processor, waiting.pop(bucket), batch_size, bucket, sampling, key, on_progress)
 
     for prompt in prompts:
         if isinstance(prompt, DroppedProblem):
@@ -88,10 +90,11 @@ def _reply(
     bucket: Bucket,
     sampling: Sampling,
     key: Key[Array, ""],
+    on_progress: Callable[[int], None],
 ) -> Iterator[tuple[str, Reply]]:
     length, windows = bucket
     batch = batch_prompts(prompts, rows=rows, length=length, windows=windows, pad_id=processor.pad_id)
-    out = engine.generate(batch, 1, sampling, key, decode=processor.decode)
+    out = engine.generate(batch, 1, sampling, key, decode=processor.decode, on_progress=on_progress)
     for prompt, tokens, mask, stopped in zip(prompts, out.tokens[:, 0], out.mask[:, 0], out.stopped[:, 0]):
         token_ids, finish = tokens[mask].tolist(), FINISH_STOP if stopped else FINISH_LENGTH
         text, size = processor.decode(token_ids), len(prompt.tokens)

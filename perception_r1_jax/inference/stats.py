@@ -19,7 +19,8 @@ class GenerationStats:
         decoded: tokens that decoding steps gave and that were kept: all but the first of each response.
         steps: slots of all decoding steps, the idle ones included.
         preempted: times that a sequence gave up its place for want of pages, and was begun again later.
-        cache_bytes: of the pools for keys and values, over all devices.
+        cache_bytes: of all keys and values, over all devices.
+        prompt_bytes: those of the prompts among them.
     """
 
     vision: float = 0.0
@@ -31,6 +32,7 @@ class GenerationStats:
     steps: int = 0
     preempted: int = 0
     cache_bytes: int = 0
+    prompt_bytes: int = 0
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:

@@ -121,7 +121,10 @@ def _of_prompts(q, prompt, lengths, cells, slots) -> _Part:
 
     part = jax.tree.map(by_slot, part)
     here = ((cells >= 0) & (cells < block * samples))[:, None, None]
-    return part._replace(total=jnp.where(here, part.total, 0.0), top=jnp.where(here, part.top, LEAST))
+    # Nothing of another's, times 0, where that is NaN.
+    return _Part(
+        jnp.where(here[..., None], part.out, 0.0), jnp.where(here, part.total, 0.0), jnp.where(here, part.top, LEAST)
+    )
 
 
 def _of_pages(q, pages, owners) -> _Part:
@@ -135,7 +138,8 @@ def _of_pages(q, pages, owners) -> _Part:
     own = (owners[None, :] == jnp.arange(count)[:, None]).astype(jnp.float32)
 
     def by_slot(x):
-        return jnp.tensordot(own, x, axes=1, precision=jax.lax.Precision.HIGHEST)
+        # A sequence whose numbers are broken is known by its top; times 0 they would reach the others.
+        return jnp.tensordot(own, jnp.where(jnp.isfinite(x), x, 0.0), axes=1, precision=jax.lax.Precision.HIGHEST)
 
     return _Part(by_slot(part.out * scale[..., None]), by_slot(part.total * scale), top)
 

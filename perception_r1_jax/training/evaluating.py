@@ -9,7 +9,7 @@ from perception_r1_jax.evaluation.files import Evaluated, items_file, read_evalu
 from perception_r1_jax.evaluation.shown import describe
 from perception_r1_jax.evaluation.summary import summarise
 from perception_r1_jax.training.setup import Run
-from perception_r1_jax.training.stopping import StopRequest
+from perception_r1_jax.training.stopping import Stopped, StopRequest
 
 
 def forget_later_evaluations(run: Run) -> None:
@@ -40,9 +40,13 @@ def evaluate_policy(run: Run, stop: StopRequest) -> bool:
 def _evaluate(run: Run, stop: StopRequest) -> Evaluated | None:
     started = time.monotonic()
     run.engine.load(run.state.params)
-    items = evaluate(run.evaluation, run.engine, run.processor, run.console, lambda: stop.received is not None)
-    run.engine.unload()  # makes room for the update
-    return items and Evaluated(items, summarise(items, time.monotonic() - started))
+    try:
+        items = evaluate(run.evaluation, run.engine, run.processor, run.console, stop.check)
+    except Stopped:
+        return None
+    finally:
+        run.engine.unload()  # makes room for the update
+    return Evaluated(items, summarise(items, time.monotonic() - started))
 
 
 def before_and_after(run: Run) -> tuple[Evaluated | None, Evaluated | None]:

@@ -150,7 +150,7 @@ def take_rollout(
     """
     config, names = run.config.rollout, [problem.problem_id for problem in problems]
     if step in run.replays:
-        rollout = replay(run.replays[step], step, names, config)
+        rollout = replay(run.replays[step], step, names, config, run.engine.config.vocab_size)
         run.console.print(f"step {step} replays the rollout in {run.replays[step]}")
     else:
         run.engine.load(run.state.params)

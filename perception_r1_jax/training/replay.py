@@ -108,7 +108,7 @@ def rollouts_to_replay(source: str, steps: range) -> dict[int, Path]:
     return files
 
 
-def replay(path: Path, step: int, problem_ids: Sequence[str], config: ConfigDict) -> Rollout:
+def replay(path: Path, step: int, problem_ids: Sequence[str], config: ConfigDict, vocabulary: int) -> Rollout:
     """The rollout in a file, if it can stand for the one that this step would draw.
 
     Args:
@@ -116,9 +116,10 @@ def replay(path: Path, step: int, problem_ids: Sequence[str], config: ConfigDict
         step: that takes it.
         problem_ids: of the step's batch, in its order.
         config: `config.rollout`.
+        vocabulary: V, the policy's.
 
     Raises:
-        UserError: no rollout, or of another step, of other problems, or of other sizes.
+        UserError: no rollout, or of another step, of other problems, of other sizes, or of another vocabulary.
     """
     saved = read_rollout(path)
     origin = f"{path}, saved at step {saved.step} of a run with seed {saved.seed},"
@@ -133,6 +134,12 @@ def replay(path: Path, step: int, problem_ids: Sequence[str], config: ConfigDict
             "Replay it with the data, the seed and the batch size of the run that saved it."
         )
     _check_sizes(origin, saved, len(problem_ids), config)
+    tokens = saved.rollout.tokens
+    if tokens.size and not 0 <= tokens.min() <= tokens.max() < vocabulary:
+        raise UserError(
+            f"{origin} has token ids from {tokens.min()} to {tokens.max()}; this policy's go from 0 to "
+            f"{vocabulary - 1}. Replay it with the model of the run that saved it."
+        )
     return saved.rollout
 
 
