@@ -36,7 +36,7 @@ def get_config() -> ConfigDict:
 
     config.grpo.micro_batch_prompts = 2  # two micro-batches a step
     config.grpo.micro_batch_samples = 4  # whole groups
-    config.grpo.log_prob_chunk = 64  # positions: the whole response at once
+    config.grpo.log_prob_chunk = 256  # positions: the whole group at once
 
     config.optimizer.learning_rate = 1e-4  # large enough to see the parameters move
     config.checkpoint.every = 2  # steps

@@ -42,7 +42,7 @@ def get_config() -> ConfigDict:
 
     config.grpo.micro_batch_prompts = 1  # small micro-batches, which stay in the cache
     config.grpo.micro_batch_samples = 8  # whole groups
-    config.grpo.log_prob_chunk = 80  # positions: the whole response at once
+    config.grpo.log_prob_chunk = 640  # positions: the whole group at once
 
     config.optimizer.learning_rate = 1e-4  # a small model takes larger steps
     config.optimizer.weight_decay = 0.0  # over so few steps it would only be noise

@@ -180,8 +180,8 @@ def default_config() -> ConfigDict:
     config.grpo.aggregation = "sequence_mean"  # paper; or token_mean (all tokens alike), constant, micro_batch_mean
     config.grpo.kl_coefficient = 0.0  # weight of the KL term; above 0 keeps the starting policy as reference
     config.grpo.kl_estimator = "k3"  # of that term: k1, k2 or k3 (grpo/losses.py)
-    config.grpo.micro_batch_prompts = 8  # prompts of a micro-batch, over all devices
-    config.grpo.micro_batch_samples = 8  # responses to each of them
+    config.grpo.micro_batch_prompts = 8  # prompts of a micro-batch, over all devices; each is a row
+    config.grpo.micro_batch_samples = 8  # responses that stand in the row of their prompt; a longer group is split
     config.grpo.log_prob_chunk = 256  # positions of each row whose logits exist at a time
 
     config.optimizer = ConfigDict()  # what becomes of a gradient
@@ -367,22 +367,11 @@ def arithmetic(
     ]
     if config.fidelity == "paper":
         lines.insert(0, ("fidelity", "paper: " + ", ".join(f"{field} = {value}" for field, value in PAPER.items())))
-    if whole := _undivided(config, mesh):
-        devices = f"{mesh['data'] * mesh['fsdp']} devices share the batch (data x fsdp)"
-        lines.append(("note", f"{devices}. Each computes whole what does not divide among them:"))
-        lines += (("", text) for text in whole)
+    ways, rows = mesh["data"] * mesh["fsdp"], config.grpo.micro_batch_prompts
+    if rows % ways:
+        text = f"{ways} devices (data x fsdp) do not divide the {rows} rows of a micro-batch: each computes them all."
+        lines.append(("note", f"{text} Set grpo.micro_batch_prompts to a multiple of {ways}."))
     return "\n".join(f"  {name:<14} {text}" for name, text in lines)
-
-
-def _undivided(config: ConfigDict, mesh: Mapping[str, int]) -> list[str]:
-    """What of a training step does not divide among the devices that share it, so that each computes all of it."""
-    ways = mesh["data"] * mesh["fsdp"]
-    p, s = config.grpo.micro_batch_prompts, config.grpo.micro_batch_samples
-    shared = [
-        ("grpo.micro_batch_prompts", p, "pictures of a micro-batch"),
-        ("grpo.micro_batch_prompts x micro_batch_samples", p * s, "rows of a micro-batch"),
-    ]
-    return [f"{what}: {name} = {size}" for name, size, what in shared if size % ways]
 
 
 def load_instruction(config: ConfigDict) -> str:

@@ -1,4 +1,4 @@
-"""Chunked log-probabilities against dense ones, and the row that a prompt and a response make."""
+"""Chunked log-probabilities against dense ones, and the row that a prompt and its responses make."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from perception_r1_jax.grpo.log_probs import predicting_states, response_log_probs, row_mask, token_log_probs
-from perception_r1_jax.models import compute_logits, embed_prompts, embed_tokens, forward
-from tests import tiny
+from perception_r1_jax.grpo.log_probs import group_positions, predicting_states, response_log_probs, token_log_probs
+from perception_r1_jax.models import compute_logits, embed_prompts, embed_tokens, forward, group_attention
+from tests import naive, tiny
 from tests.grpo_fixtures import BANNED, make_batch, relative_difference
 
 MODEL = tiny.CONFIG
@@ -77,25 +77,56 @@ def test_logits_of_a_whole_response_are_never_made(case):
     assert largest_logits(jax.make_jaxpr(jax.grad(chunked))(params, hidden).jaxpr) == rows * 2 * MODEL.vocab_size
 
 
-def test_the_row_of_a_prompt_and_a_response():
-    # p0 p1 p2 -  r0 r1 -  : L = 4, C = 3
-    lengths, response_mask = jnp.array([3, 0]), jnp.array([[True, True, False], [False] * 3])
-    mask = row_mask(lengths, 4, response_mask).astype(int)
-    np.testing.assert_array_equal(
-        mask[0],
-        [
-            [1, 0, 0, 0, 0, 0, 0],
-            [1, 1, 0, 0, 0, 0, 0],
-            [1, 1, 1, 0, 0, 0, 0],
-            [1, 1, 1, 0, 0, 0, 0],
-            [1, 1, 1, 0, 1, 0, 0],
-            [1, 1, 1, 0, 1, 1, 0],
-            [1, 1, 1, 0, 1, 1, 0],
-        ],
-    )
-    assert not mask[1].any()
-    states = predicting_states(jnp.arange(14.0).reshape(2, 7, 1), lengths, 3)
-    np.testing.assert_array_equal(states[0, :, 0], [2, 4, 5])  # p2 predicts r0, r0 predicts r1
+def test_which_state_predicts_which_token_of_a_group():
+    # p0 p1 p2 -  a0 a1 -  b0 b1 -  : L = 4, C = 3
+    lengths = jnp.array([3, 0])
+    states = predicting_states(jnp.arange(20.0).reshape(2, 10, 1), lengths, samples=2, response_length=3)
+    np.testing.assert_array_equal(states[0, :, 0], [2, 4, 5, 2, 7, 8])  # p2 predicts a0 and b0, a0 predicts a1
+
+
+def test_responses_of_a_group_count_on_from_their_prompt():
+    positions = group_positions(make_batch().prompts, samples=2, response_length=3)
+    prompts = make_batch().prompts
+    np.testing.assert_array_equal(positions[:, :, : prompts.tokens.shape[1]], prompts.positions)
+    after = np.asarray(positions[:, :, prompts.tokens.shape[1] :]) - prompts.next_position[:, None, None]
+    np.testing.assert_array_equal(after, np.broadcast_to([0, 1, 2, 0, 1, 2], after.shape))
+
+
+@pytest.mark.parametrize("block", [1, 5, 1024])
+def test_a_group_as_one_row_equals_a_row_for_each_response(monkeypatch, block):
+    """In value and in the gradient of every parameter, whatever the block of queries."""
+    monkeypatch.setattr(group_attention, "QUERY_BLOCK", block)
+    batch, params = make_batch(), tiny.params()
+    weights = jnp.asarray(np.random.default_rng(1).normal(size=batch.mask.shape) * batch.mask, jnp.float32)
+
+    def shared(params):
+        return response_log_probs(MODEL, params, batch.prompts, batch.responses, batch.mask, chunk=7, **OPTIONS)[0]
+
+    def apart(params):
+        states = naive.predicting_states(MODEL, params, batch.prompts, batch.responses, batch.mask)
+        return dense_log_probs(params, states, jnp.asarray(batch.responses))[0]
+
+    def value_and_gradient(log_probs):
+        total = jax.jit(jax.value_and_grad(lambda p: jnp.sum(jnp.where(batch.mask, weights * log_probs(p), 0.0))))
+        return jax.device_get(total(params))
+
+    (value, gradient), (expected_value, expected) = value_and_gradient(shared), value_and_gradient(apart)
+    assert value == pytest.approx(expected_value, rel=1e-5)
+    largest = max(np.abs(x).max() for x in jax.tree.leaves(expected))
+    for (path, ours), theirs in zip(jax.tree_util.tree_leaves_with_path(gradient), jax.tree.leaves(expected)):
+        scale = max(np.linalg.norm(theirs), 1e-4 * largest)  # of a parameter that plays no part
+        assert np.linalg.norm(ours - theirs) < 1e-5 * scale, jax.tree_util.keystr(path)
+
+
+def test_no_score_is_made_of_one_response_with_another():
+    """The attention's cost grows with G C (L + C), not with (L + G C) squared."""
+    n, length, g, c, heads, size = 1, 16, 8, 16, 2, 4
+    shapes = [jnp.zeros((n, length + g * c, heads, size))] * 3
+    masks = jnp.ones((n, length), bool), jnp.ones((n, g, c), bool)
+    compiled = jax.jit(group_attention.group_attention).lower(*shapes, *masks).compile()
+    products = 2 * 2 * heads * size * (length**2 + g * c * (length + c))
+    assert compiled.cost_analysis()["flops"] < 2 * products
+    assert 2 * 2 * heads * size * (length + g * c) ** 2 > 2 * products
 
 
 def test_responses_equal_one_dense_unpadded_sequence():

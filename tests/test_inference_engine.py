@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 
 from perception_r1_jax.errors import UserError
-from perception_r1_jax.grpo.log_probs import predicting_states, row_mask, row_positions
 from perception_r1_jax.inference import Engine, Sampling, call, pools, schedule
 from perception_r1_jax.inference.programs import sample_keys
 from perception_r1_jax.inference.sampling import sample
-from perception_r1_jax.models import compute_logits, embed_prompts, embed_tokens, forward
+from perception_r1_jax.models import compute_logits
 from perception_r1_jax.sharding import make_mesh
-from tests import tiny
+from tests import naive, tiny
 
 SAMPLING = Sampling(30, stop_ids=tuple(range(6)), pad_id=tiny.PAD_ID, banned_ids=(tiny.IMAGE_ID,))
 KEY = jax.random.key(5)
@@ -49,14 +48,8 @@ def plain(prompts):
 
 def naive_logits(prompts, tokens, mask):
     """Logits [N, G, C, V] of each response token: one row per response, the whole prompt in each."""
-    n, g, c = tokens.shape
-    rows = jax.tree.map(lambda x: jnp.repeat(jnp.asarray(x), g, axis=0), prompts)
-    tokens, mask = tokens.reshape(n * g, c), mask.reshape(n * g, c)
     params = tiny.params()
-    x = jnp.concatenate([embed_prompts(tiny.CONFIG, params, rows), embed_tokens(tiny.CONFIG, params, tokens)], axis=1)
-    attend = row_mask(rows.lengths, rows.tokens.shape[1], mask)
-    hidden = forward(tiny.CONFIG, params, x, row_positions(rows, c), attend)
-    return compute_logits(tiny.CONFIG, params, predicting_states(hidden, rows.lengths, c)).reshape(n, g, c, -1)
+    return compute_logits(tiny.CONFIG, params, naive.predicting_states(tiny.CONFIG, params, prompts, tokens, mask))
 
 
 def test_it_draws_what_one_row_per_response_draws_under_the_same_keys(prompts, plain):

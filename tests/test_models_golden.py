@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from perception_r1_jax.grpo.log_probs import row_mask
 from perception_r1_jax.inference import Engine, Sampling
 from perception_r1_jax.models import compute_logits, embed_prompts, forward, load_config
 from perception_r1_jax.processing import Processor
@@ -15,6 +14,7 @@ from perception_r1_jax.sharding import make_mesh
 from perception_r1_jax.weights import load_params
 from tests import parity
 from tests.fixtures.make_golden import GOLDEN, NEW_TOKENS, kept, weights_hash
+from tests.naive import prompt_mask
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +47,8 @@ def test_logits(model, golden):
 
     @jax.jit
     def all_logits(params, batch):
-        mask = row_mask(batch.lengths, parity.LENGTH, jnp.zeros((4, 0), bool))
-        return compute_logits(
-            config, params, forward(config, params, embed_prompts(config, params, batch), batch.positions, mask)
-        )
+        embedded = embed_prompts(config, params, batch)
+        return compute_logits(config, params, forward(config, params, embedded, batch.positions, prompt_mask(batch)))
 
     logits = np.asarray(all_logits(params, batch))
     for row, prompt in enumerate(prompts):

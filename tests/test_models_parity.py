@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from perception_r1_jax.grpo.log_probs import response_log_probs, row_mask
+from perception_r1_jax.grpo.log_probs import response_log_probs
 from perception_r1_jax.grpo.losses import policy_loss
 from perception_r1_jax.inference import Engine, Sampling
 from perception_r1_jax.models import compute_logits, embed_prompts, forward, load_config, vision
@@ -22,6 +22,7 @@ from perception_r1_jax.sharding import make_mesh
 from perception_r1_jax.weights import load_params
 from perception_r1_jax.weights.names import flatten, parameter_tensors
 from tests import parity
+from tests.naive import prompt_mask
 
 torch = pytest.importorskip("torch", reason="live parity needs torch; the golden fixtures are tested without it")
 
@@ -60,8 +61,7 @@ def reference_logits(setup):
 
 def our_logits(config, params, batch):
     """Logits [N, L, V] of whole prompts."""
-    mask = row_mask(batch.lengths, batch.tokens.shape[1], jnp.zeros((batch.tokens.shape[0], 0), bool))
-    hidden = forward(config, params, embed_prompts(config, params, batch), batch.positions, mask)
+    hidden = forward(config, params, embed_prompts(config, params, batch), batch.positions, prompt_mask(batch))
     return compute_logits(config, params, hidden)
 
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from perception_r1_jax.grpo.log_probs import row_mask
 from perception_r1_jax.inference import Engine, Sampling
 from perception_r1_jax.models import compute_logits, embed_prompts, forward, load_config
 from perception_r1_jax.models.attention import attention
@@ -18,6 +17,7 @@ from perception_r1_jax.sharding import make_mesh
 from perception_r1_jax.weights import load_params
 from tests import parity
 from tests.fixtures.make_golden import GOLDEN, KEPT_TEXT_LOGITS, NEW_TOKENS, kept, weights_hash
+from tests.naive import prompt_mask
 
 
 class Setup:
@@ -35,8 +35,7 @@ class Setup:
         self.logits = np.asarray(jax.jit(self._logits)(self.params))
 
     def _logits(self, params):
-        mask = row_mask(self.batch.lengths, parity.TEXT_LENGTH, jnp.zeros((len(self.batch.tokens), 0), bool))
-        embedded = embed_prompts(self.config, params, self.batch)
+        embedded, mask = embed_prompts(self.config, params, self.batch), prompt_mask(self.batch)
         return compute_logits(self.config, params, forward(self.config, params, embedded, self.batch.positions, mask))
 
 

@@ -12,11 +12,10 @@ from jaxtyping import Array, Bool, Float, Int
 from perception_r1_jax.models import (
     ModelConfig,
     Params,
-    causal_mask,
     compute_logits,
     embed_prompts,
     embed_tokens,
-    forward,
+    forward_groups,
     map_blocks,
 )
 from perception_r1_jax.records import AnyArray, PromptBatch
@@ -89,13 +88,14 @@ def response_log_probs(
 ) -> tuple[Float[Array, "N G C"], Float[Array, "N G C"]]:
     """Log-probability and entropy (`token_log_probs`) of each response token after its prompt.
 
-    The vision tower runs once per prompt, for all G responses. A row is the prompt in its bucket L, then the
-    response in its bucket C; with a prompt of 3 tokens, L = 4 and a response of 2 tokens, C = 3:
+    A group is one row: the prompt in its bucket L, with its pictures, once for all G responses, then these in their
+    bucket C. Each response sees the prompt and itself (`models.forward_groups`). With a prompt of 3 tokens, L = 4 and
+    responses a and b of 2 tokens, C = 3:
 
-        index        0   1   2   3   4   5   6
-        token        p0  p1  p2  -   r0  r1  -
-        position     0   1   2   -   3   4   5       (text only; on all three axes after the prompt)
-        predicts         -   r0      r1  -   -
+        index        0   1   2   3   4   5   6   7   8   9
+        token        p0  p1  p2  -   a0  a1  -   b0  b1  -
+        position     0   1   2   -   3   4   5   3   4   5       (text only; on all three axes after the prompt)
+        predicts         -   *       a1  -   -   b1  -   -       * a0 and b0
 
     Args:
         config: the model's shapes.
@@ -105,31 +105,23 @@ def response_log_probs(
         mask: true on the tokens of the responses.
         temperature: as in `token_log_probs`.
         banned_ids: as in `token_log_probs`.
-        chunk: as in `token_log_probs`.
+        chunk: as in `token_log_probs`; the positions are those of all G responses, one after the other.
         remat: what the layers keep for the backward pass (`models.REMAT_POLICIES`).
 
     Returns:
         Both float32; numbers outside the mask are finite and mean nothing, rows of filler prompts included.
     """
     n, g, c = responses.shape
-    rows = responses.reshape(n * g, c)
-    lengths = jnp.repeat(prompts.lengths, g, axis=0)
-    embeddings = jnp.concatenate(
-        [
-            jnp.repeat(embed_prompts(config, params, prompts, remat=remat), g, axis=0),
-            embed_tokens(config, params, rows),
-        ],
-        axis=1,
-    )
-    embeddings = constrain(embeddings, ("batch", None, None))
-    positions = jnp.repeat(row_positions(prompts, c), g, axis=0)
-    attend = row_mask(lengths, prompts.tokens.shape[1], mask.reshape(n * g, c))
-    hidden = forward(config, params, embeddings, positions, attend, remat=remat)
+    targets = responses.reshape(n, g * c)
+    parts = [embed_prompts(config, params, prompts, remat=remat), embed_tokens(config, params, targets)]
+    embeddings = constrain(jnp.concatenate(parts, axis=1), ("batch", None, None))
+    in_prompt = jnp.arange(prompts.tokens.shape[1])[None] < prompts.lengths[:, None]
+    hidden = forward_groups(config, params, embeddings, group_positions(prompts, g, c), in_prompt, mask, remat=remat)
     logps, entropy = token_log_probs(
         config,
         params,
-        predicting_states(hidden, lengths, c),
-        rows,
+        predicting_states(hidden, prompts.lengths, g, c),
+        targets,
         temperature=temperature,
         banned_ids=banned_ids,
         chunk=chunk,
@@ -137,30 +129,23 @@ def response_log_probs(
     return logps.reshape(n, g, c), entropy.reshape(n, g, c)
 
 
-def row_positions(prompts: PromptBatch, response_length: int) -> Int[Array, "N 3 T"]:
-    """M-RoPE positions of a prompt followed by a response: the response counts on from `next_position`."""
-    after = prompts.next_position[:, None] + jnp.arange(response_length, dtype=jnp.int32)[None]
-    after = jnp.broadcast_to(after[:, None], (after.shape[0], 3, response_length))
+def group_positions(prompts: PromptBatch, samples: int, response_length: int) -> Int[Array, "N 3 T"]:
+    """M-RoPE positions of a prompt followed by its responses: each counts on from `next_position`."""
+    after = prompts.next_position[:, None] + jnp.tile(jnp.arange(response_length, dtype=jnp.int32), samples)[None]
+    after = jnp.broadcast_to(after[:, None], (after.shape[0], 3, after.shape[1]))
     return jnp.concatenate([prompts.positions, after], axis=2)
 
 
-def row_mask(
-    lengths: Int[AnyArray, " B"], prompt_length: int, response_mask: Bool[AnyArray, "B C"]
-) -> Bool[Array, "B T T"]:
-    """What each token of a row may attend to: itself and what stands before it, padding left out."""
-    in_prompt = jnp.arange(prompt_length)[None] < lengths[:, None]
-    valid = jnp.concatenate([in_prompt, response_mask], axis=1)
-    return causal_mask(valid)
-
-
 def predicting_states(
-    hidden: Float[Array, "B T D"], lengths: Int[AnyArray, " B"], response_length: int
-) -> Float[Array, "B C D"]:
-    """The hidden states that predict the response: the prompt's last token's, then the response's but its last."""
+    hidden: Float[Array, "N T D"], lengths: Int[AnyArray, " N"], samples: int, response_length: int
+) -> Float[Array, "N GC D"]:
+    """The hidden states that predict the responses: the prompt's last token's, then each response's but its last."""
+    n, _, size = hidden.shape
     last = jnp.maximum(lengths - 1, 0)[:, None, None]
-    first = jnp.take_along_axis(hidden, last, axis=1)
-    start = hidden.shape[1] - response_length
-    return jnp.concatenate([first, hidden[:, start:-1]], axis=1)
+    first = jnp.take_along_axis(hidden, last, axis=1)[:, None]
+    own = hidden[:, -samples * response_length :].reshape(n, samples, response_length, size)
+    states = jnp.concatenate([jnp.broadcast_to(first, (n, samples, 1, size)), own[:, :, :-1]], axis=2)
+    return states.reshape(n, samples * response_length, size)
 
 
 def _log_prob_and_entropy(logits, targets):

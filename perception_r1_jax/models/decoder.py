@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from perception_r1_jax.models.attention import attention, causal_mask
 from perception_r1_jax.models.cache import KeyValues
@@ -112,14 +112,14 @@ class Decoder(nnx.Module):
         self,
         x: Float[Array, "B T D"],
         positions: Int[AnyArray, "B 3 T"],
-        mask: Bool[AnyArray, "B T T"],
+        attend: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
         remat: str = "none",
     ) -> Float[Array, "B T D"]:
-        """Hidden states after the final norm, for a whole sequence."""
+        """Hidden states after the final norm, for whole rows; `attend` makes their attention of q, k and v."""
         angles = self.angles(positions)
 
         def body(layer, x, _):
-            x, _ = layer(x, angles, lambda q, k, v: (attention(q, k, v, mask), None))
+            x, _ = layer(x, angles, lambda q, k, v: (attend(q, k, v), None))
             return constrain(x, ("batch", None, None)), None
 
         x, _ = scan_layers(self.layers, body, x, None, remat)

@@ -12,10 +12,12 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from perception_r1_jax.models.attention import attention
 from perception_r1_jax.models.cache import KeyValues
 from perception_r1_jax.models.cached_attention import Tables
 from perception_r1_jax.models.config import ModelConfig
 from perception_r1_jax.models.decoder import Decoder
+from perception_r1_jax.models.group_attention import group_attention
 from perception_r1_jax.models.vision import VisionTower
 from perception_r1_jax.records import AnyArray, PackedBatch, PromptBatch
 
@@ -134,7 +136,23 @@ def forward(
     remat: str = "none",
 ) -> Float[Array, "B T D"]:
     """Hidden states after the final norm. mask[b, t, s] says whether token t may attend to token s."""
-    return _model(config, params).decoder.forward(embeddings, positions, mask, remat)
+    attend = functools.partial(attention, mask=mask)
+    return _model(config, params).decoder.forward(embeddings, positions, attend, remat)
+
+
+def forward_groups(
+    config: ModelConfig,
+    params: Params,
+    embeddings: Float[Array, "N T D"],
+    positions: Int[AnyArray, "N 3 T"],
+    in_prompt: Bool[AnyArray, "N L"],
+    in_response: Bool[AnyArray, "N G C"],
+    *,
+    remat: str = "none",
+) -> Float[Array, "N T D"]:
+    """Hidden states after the final norm of rows of a prompt and G responses to it (`group_attention`)."""
+    attend = functools.partial(group_attention, in_prompt=in_prompt, in_response=in_response)
+    return _model(config, params).decoder.forward(embeddings, positions, attend, remat)
 
 
 def compute_logits(config: ModelConfig, params: Params, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:

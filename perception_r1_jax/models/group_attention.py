@@ -1,0 +1,98 @@
+"""Attention of a row that holds a prompt once and a group of responses to it.
+
+The row is the prompt in its bucket L, then G responses, each in its bucket C. A response sees the prompt and itself;
+with a prompt of 3 tokens and responses a and b of 2:
+
+         p0 p1 p2 a0 a1 b0 b1
+    p0    1
+    p1    1  1
+    p2    1  1  1
+    a0    1  1  1  1
+    a1    1  1  1  1  1
+    b0    1  1  1        1
+    b1    1  1  1        1  1
+
+No score is made of a response with another: the scores with the prompt and those within a response are two products,
+and one softmax goes over both.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from perception_r1_jax.models.attention import QUERY_BLOCK, attention, causal_mask
+from perception_r1_jax.models.blocks import map_blocks
+from perception_r1_jax.records import AnyArray
+
+LEAST = jnp.finfo(jnp.float32).min
+
+
+def group_attention(
+    q: Float[Array, "N T heads H"],
+    k: Float[Array, "N T kv_heads H"],
+    v: Float[Array, "N T kv_heads H"],
+    in_prompt: Bool[AnyArray, "N L"],
+    in_response: Bool[AnyArray, "N G C"],
+) -> Float[Array, "N T heads H"]:
+    """Grouped-query attention of rows of T = L + G C tokens; softmax in float32.
+
+    The backward pass makes the scores again, and at most `QUERY_BLOCK` queries of a row have them at a time.
+
+    Args:
+        q: queries of the row's tokens.
+        k: their keys.
+        v: their values.
+        in_prompt: which tokens of L are the prompt's, not padding.
+        in_response: which tokens of C are each response's.
+    """
+    length, (n, g, c) = in_prompt.shape[1], in_response.shape
+    of_prompt = attention(q[:, :length], k[:, :length], v[:, :length], causal_mask(in_prompt))
+
+    def responses(x):  # [N, C, G, ...]
+        return jnp.swapaxes(x[:, length:].reshape(n, g, c, *x.shape[2:]), 1, 2)
+
+    def attend(block):
+        return _attend(*block, k[:, :length], v[:, :length], responses(k), responses(v), in_prompt, in_response)
+
+    index = jnp.broadcast_to(jnp.arange(c)[None], (n, c))
+    of_responses = map_blocks(attend, (responses(q), index), min(max(QUERY_BLOCK // g, 1), c))
+    return jnp.concatenate([of_prompt, jnp.swapaxes(of_responses, 1, 2).reshape(n, g * c, *q.shape[2:])], axis=1)
+
+
+def _attend(
+    q: Float[Array, "N b G heads H"],
+    index: Int[Array, "N b"],
+    prompt_k: Float[Array, "N L kv_heads H"],
+    prompt_v: Float[Array, "N L kv_heads H"],
+    own_k: Float[Array, "N C G kv_heads H"],
+    own_v: Float[Array, "N C G kv_heads H"],
+    in_prompt: Bool[AnyArray, "N L"],
+    in_response: Bool[AnyArray, "N G C"],
+) -> Float[Array, "N b G heads H"]:
+    """The tokens at `index` of every response; all queries that meet the same keys stand in one run."""
+    n, b, g, _, size = q.shape
+    kv_heads = prompt_k.shape[2]
+    grouped = jnp.transpose(q.reshape(n, b, g, kv_heads, -1, size), (0, 3, 2, 4, 1, 5))  # [N, kv, G, r, b, H]
+    shape = grouped.shape[:-1]
+    with_prompt, with_own = (n, kv_heads, -1), (n, kv_heads, g, -1)
+
+    def scores(equation, runs, keys):
+        products = jnp.einsum(equation, grouped.reshape(*runs, size), keys, preferred_element_type=jnp.float32)
+        return products.reshape(*shape, -1) * (size**-0.5)
+
+    seen = (jnp.arange(own_k.shape[1])[None, None] <= index[..., None])[:, None] & in_response[:, :, None]  # [N, G, b, C]
+    to_prompt = jnp.where(in_prompt[:, None, None, None, None], scores("nkqh,nskh->nkqs", with_prompt, prompt_k), LEAST)
+    to_own = jnp.where(seen[:, None, :, None], scores("nkgqh,nsgkh->nkgqs", with_own, own_k), LEAST)
+    top = jax.lax.stop_gradient(jnp.maximum(to_prompt.max(-1), to_own.max(-1)))[..., None]
+    to_prompt, to_own = jnp.exp(to_prompt - top), jnp.exp(to_own - top)
+
+    def weigh(equation, weights, runs, values):
+        weights = weights.astype(values.dtype).reshape(*runs, weights.shape[-1])
+        return jnp.einsum(equation, weights, values, preferred_element_type=jnp.float32).reshape(*shape, size)
+
+    out = weigh("nkqs,nskh->nkqh", to_prompt, with_prompt, prompt_v)
+    out += weigh("nkgqs,nsgkh->nkgqh", to_own, with_own, own_v)
+    out /= (to_prompt.sum(-1) + to_own.sum(-1))[..., None]
+    return jnp.transpose(out, (0, 4, 2, 1, 3, 5)).reshape(q.shape).astype(q.dtype)

@@ -1,0 +1,35 @@
+"""The benchmark of the update: both sides make the same one, and what is written is what is documented."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from benchmarks import measure, train_step
+
+CASES = {"group": {"group", "tuned", "peak_memory"}, "single": {"single", "alone_tuned"}}
+
+
+@pytest.mark.parametrize("name", train_step.WORKLOADS)
+def test_quick_runs_write_the_documented_list(tmp_path, name):
+    """The norms of the sides' gradients agree, or it would not come to timing."""
+    pytest.importorskip("torch")
+    out = tmp_path / "out.json"
+    options = ["--quick", "--only", name, "--json", str(out), "--checkpoints", str(tmp_path)]
+    measure.run(train_step.WORKLOADS, "", options)
+    cases = json.loads(out.read_text())
+    assert {case["case"] for case in cases} == CASES[name]
+    assert all(case["ours"] > 0 and case["peer"] > 0 and case["ratio"] > 0 for case in cases)
+
+
+def test_sides_that_make_another_update_are_not_timed():
+    found = {"ours": lambda: 1.0, "peer": lambda: 1.002, "tuned": lambda: 1.0}
+    with pytest.raises(RuntimeError, match=r"the sides do not make the same update: .*'peer': 1\.002"):
+        train_step.speeds(found, train_step.Work(1, 1, 1, 1), ("group", "tuned"), 1)
+
+
+def test_without_torch_there_is_no_peer(monkeypatch):
+    monkeypatch.setattr(train_step.importlib.util, "find_spec", lambda name: None)
+    (case,) = train_step.speeds({"ours": lambda: 1.0}, train_step.Work(2, 4, 1, 1), ("group", "tuned"), 1)
+    assert (case.case, case.peer, case.ratio) == ("group", None, None)
