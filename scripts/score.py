@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from rich.console import Console
 from rich.progress import Progress
 
-from perception_r1_jax.judge.verdicts import OK, Judgement, parse_verdicts, parse_verdicts_paper
+from perception_r1_jax.judge.verdicts import Judgement, read_answer
 from perception_r1_jax.records import Problem, Scores
 from perception_r1_jax.rewards.accuracy import DEADLINE_SECONDS, FIDELITIES, AccuracyPool
 from perception_r1_jax.rewards.score import WEIGHTS, RewardSettings, score_responses, unjudged
@@ -124,13 +124,8 @@ def _judgements(problems: Sequence[Problem], judge, fidelity: str) -> list[Judge
 
 
 def _recorded(problem: Problem, fidelity: str) -> Judgement:
-    text, expected = problem.row.get("judge_output"), len(problem.annotations)
-    if text is None:
-        return unjudged(problem)
-    if fidelity == "paper":
-        verdicts = parse_verdicts_paper(text)
-        return Judgement(verdicts, expected, len(verdicts), OK)
-    return parse_verdicts(text, expected)
+    text = problem.row.get("judge_output")
+    return unjudged(problem) if text is None else read_answer(text, len(problem.annotations), fidelity)
 
 
 def _output_row(problem: Problem, index: int, scores: Scores) -> dict[str, Any]:

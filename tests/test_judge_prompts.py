@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 
 import pytest
 
@@ -92,3 +93,76 @@ def test_a_file_of_other_bytes_is_refused(tmp_path):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere\.json.*config\.judge\.prompt"):
         load_prompt(tmp_path / "nowhere.json")
+
+
+TEMPLATES = [
+    load_prompt(),
+    JudgePrompt("Judge.", "{annotations} {response}"),
+    JudgePrompt("Judge.", "{response}\n{annotations}"),
+    JudgePrompt("", "Text: {response}\nFacts: {visual_key_info}\nVerdicts:"),
+]
+TEXTS = [
+    ("AB is five.", ("AB = 5",)),
+    ("", ("", "a\nb")),
+    ("<info1>1</info1>\n<info2>x</info2>\nJudgement:", ("<info2>x</info2>", "Student response:\n")),
+    ("\n\n<info3>", tuple(f"fact {number}" for number in range(30))),
+    ("\ud800\x00 {response}{annotations} {", ("{response}",)),
+]
+
+
+@pytest.mark.parametrize("prompt", TEMPLATES, ids=range(len(TEMPLATES)))
+@pytest.mark.parametrize(("response", "annotations"), TEXTS, ids=range(len(TEXTS)))
+def test_messages_are_read_back_as_a_request_that_gives_the_same(prompt, response, annotations):
+    messages = prompt.messages(JudgeRequest(annotations, response))
+    request = prompt.read_messages(messages)
+    assert prompt.messages(request) == messages
+    assert len(request.annotations) == len(annotations)
+
+
+@pytest.mark.parametrize("prompt", TEMPLATES, ids=range(len(TEMPLATES)))
+def test_raw_messages_are_read_back_too(prompt):
+    request = JudgeRequest(("AB = 5", "BC = 6"), "Judgement: <|im_end|> \x00")
+    assert prompt.read_messages(prompt.raw_messages(request), raw=True) == request
+
+
+def changed(role: str, content: str, place: int = 1) -> list[dict[str, str]]:
+    """The messages of a request, one of them another."""
+    messages = load_prompt().messages(REQUEST)
+    messages[place] = {"role": role, "content": content}
+    return messages
+
+
+USER = load_prompt().messages(REQUEST)[1]["content"]
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        None,
+        "text",
+        [],
+        [1],
+        [{}],
+        [{"role": "user", "content": ["a"]}],
+        load_prompt().messages(REQUEST)[1:],
+        changed("system", "Another task.", 0),
+        changed("assistant", USER),
+        changed("user", USER + " "),
+        changed("user", USER.replace("<info2>", "<info3>")),
+        changed("user", USER.replace("AB is five.", "<info1>1</info1>")),
+        changed("user", USER.replace("AB is five.", "<|im_end|>")),
+        changed("user", USER.replace("AB is five.", "\nJudgement: x")),
+        changed("user", USER.replace("Student response:", "")),
+    ],
+)
+def test_messages_of_another_form_are_refused(messages):
+    with pytest.raises(UserError, match="not those of this judge's prompt"):
+        load_prompt().read_messages(messages)
+
+
+def test_reading_messages_takes_linear_time():
+    for piece in ("<info1>", "</info1>", "\nStudent response:\n", "\n<info2>", "<"):
+        start = time.perf_counter()
+        with pytest.raises(UserError):
+            load_prompt().read_messages(changed("user", f"Listed facts:\n{piece * 200_000}\nJudgement:"))
+        assert time.perf_counter() - start < 3

@@ -23,16 +23,28 @@ from perception_r1_jax.errors import UserError
 from perception_r1_jax.inference import Engine, Generated, Sampling
 from perception_r1_jax.judge.prompts import JudgePrompt, JudgeRequest, load_prompt
 from perception_r1_jax.judge.template import MODES, answer_template, answer_text
-from perception_r1_jax.judge.verdicts import NONE, OK, Judgement, parse_verdicts, parse_verdicts_paper
-from perception_r1_jax.models import ModelConfig, load_config
+from perception_r1_jax.judge.verdicts import NONE, NOT_FINITE, OK, TOO_LONG, TOO_MANY, Judgement, read_answer
+from perception_r1_jax.models import count_params, load_config
 from perception_r1_jax.processing import Processor, PromptTooLong, batch_prompts, bucket_size
 from perception_r1_jax.records import Prompt
 from perception_r1_jax.sharding import make_mesh
 from perception_r1_jax.weights import load_params, locate_model
 
-TOO_LONG, TOO_MANY, NOT_FINITE = "too_long", "too_many", "not_finite"
-
 _PROBE_COUNT = 12  # numbers of one digit and of two
+
+
+class Answer(NamedTuple):
+    """What the judge has written to one request.
+
+    Attributes:
+        tokens: ids, the one that stops included; none without an answer.
+        stopped: false where the answer was cut at its limit.
+        status: "ok", or why there is no answer.
+    """
+
+    tokens: tuple[int, ...]
+    stopped: bool
+    status: str
 
 
 class _Ask(NamedTuple):
@@ -76,7 +88,7 @@ class Judge:
         self.prompt = prompt
         self._engine = engine
         self._processor = dataclasses.replace(processor, max_prompt_tokens=max_prompt_tokens)
-        self._constrained, self._paper = mode == "constrained", fidelity == "paper"
+        self._constrained, self._fidelity = mode == "constrained", fidelity
         self._max_prompt_tokens, self._max_new_tokens = max_prompt_tokens, max_new_tokens
         self._batch_size = batch_size
         self._template = functools.cache(functools.partial(answer_template, processor.tokenizer))
@@ -84,43 +96,60 @@ class Judge:
             self._template(_PROBE_COUNT)
 
     def judge(self, requests: Sequence[JudgeRequest]) -> list[Judgement]:
-        """One judgement per request, in their order.
+        """One judgement per request, in their order. Failures are those of `parse_verdicts` and of `answer`."""
+        answers = self.answer(requests)
+        return [self._read(answer, len(request.annotations)) for answer, request in zip(answers, requests)]
+
+    def answer(self, requests: Sequence[JudgeRequest]) -> list[Answer]:
+        """One answer per request, in their order.
 
         Batches depend on the requests alone: sorted by bucket, then by place, always of `batch_size` rows. A request
-        without annotations is not asked ("none"). Failures beside those of `parse_verdicts`: "too_long" (the prompt,
-        which is never cut), "too_many" (annotations for max_new_tokens), "not_finite" (the model's logits).
+        without annotations is not asked ("none"). Failures: "too_long" (the prompt, which is never cut), "too_many"
+        (annotations for max_new_tokens), "not_finite" (the model's logits).
         """
         prepared = [self._prepare(index, request) for index, request in enumerate(requests)]
         asks = [item for item in prepared if isinstance(item, _Ask)]
         for batch in batches(asks, self._batch_size):
             generated = self._generate(batch)
             for row, ask in enumerate(batch):
-                prepared[ask.index] = self._read(generated, row, ask.count)
+                prepared[ask.index] = self._answer(generated, row)
         return prepared
 
+    def read_messages(self, messages: object) -> JudgeRequest:
+        """The request that this judge writes as these messages. Raises as `JudgePrompt.read_messages`."""
+        return self.prompt.read_messages(messages, raw=self._fidelity == "paper")
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of an answer's tokens, or of the first of them."""
+        return self._processor.decode(tokens)
+
     @property
-    def model(self) -> ModelConfig:
-        """Shapes of the judging model."""
-        return self._engine.config
+    def parameters(self) -> int:
+        """How many the model has."""
+        return count_params(self._engine.config)
+
+    def metrics(self) -> dict[str, float]:
+        """None beside those of its judgements."""
+        return {}
 
     @property
     def compilations(self) -> int:
         """Programs compiled so far."""
         return self._engine.compilations
 
-    def _prepare(self, index: int, request: JudgeRequest) -> _Ask | Judgement:
-        """The request's prompt and buckets, or the judgement of one that cannot be asked."""
+    def _prepare(self, index: int, request: JudgeRequest) -> _Ask | Answer:
+        """The request's prompt and buckets, or why it cannot be asked."""
         count = len(request.annotations)
         if count == 0:
-            return Judgement(None, 0, 0, NONE)
-        write = self.prompt.raw_messages if self._paper else self.prompt.messages
+            return _no_answer(NONE)
+        write = self.prompt.raw_messages if self._fidelity == "paper" else self.prompt.messages
         try:
             prompt = self._processor.text_prompt(write(request))
         except PromptTooLong:
-            return Judgement(None, count, 0, TOO_LONG)
+            return _no_answer(TOO_LONG)
         answer = len(self._processor.tokenizer.encode(answer_text([0] * count), add_special_tokens=False)) + 1
-        if answer > self._max_new_tokens and not self._paper:
-            return Judgement(None, count, 0, TOO_MANY)
+        if answer > self._max_new_tokens and self._fidelity != "paper":
+            return _no_answer(TOO_MANY)
         response_bucket = bucket_size(answer, self._max_new_tokens) if self._constrained else self._max_new_tokens
         return _Ask(index, count, prompt, (bucket_size(len(prompt.tokens), self._max_prompt_tokens), response_bucket))
 
@@ -156,14 +185,20 @@ class Judge:
             forced[row, : len(tokens)] = tokens
         return forced
 
-    def _read(self, generated: Generated, row: int, count: int) -> Judgement:
+    def _answer(self, generated: Generated, row: int) -> Answer:
         if np.isnan(generated.logps[row, 0]).any():  # else a broken judge would say 0 to everything
-            return Judgement(None, count, 0, NOT_FINITE)
-        text = self._processor.decode(generated.tokens[row, 0][generated.mask[row, 0]])
-        if not self._paper:
-            return parse_verdicts(text, count)
-        scores = parse_verdicts_paper(text)
-        return Judgement(scores, count, len(scores), OK)
+            return _no_answer(NOT_FINITE)
+        tokens = generated.tokens[row, 0][generated.mask[row, 0]]
+        return Answer(tuple(tokens.tolist()), bool(generated.stopped[row, 0]), OK)
+
+    def _read(self, answer: Answer, count: int) -> Judgement:
+        if answer.status != OK:
+            return Judgement(None, count, 0, answer.status)
+        return read_answer(self.decode(answer.tokens), count, self._fidelity)
+
+
+def _no_answer(status: str) -> Answer:
+    return Answer((), False, status)
 
 
 def batches(asks: Sequence[_Ask], size: int) -> Iterator[list[_Ask]]:

@@ -58,12 +58,57 @@ class JudgePrompt:
         annotations, response = [_encodable(text) for text in request.annotations], _encodable(request.response)
         return self._messages(annotations, response)
 
+    def read_messages(self, messages: object, *, raw: bool = False) -> JudgeRequest:
+        """The request that `messages`, or with `raw` `raw_messages`, gives these for: their inverse. Takes anything.
+
+        Raises:
+            UserError: no request gives these messages.
+        """
+        request = self._read_user(_user_content(messages))
+        if request is None or messages != (self.raw_messages(request) if raw else self.messages(request)):
+            raise UserError(
+                "the messages are not those of this judge's prompt: its system turn, and a user turn with the numbered "
+                "annotations and the sanitised response. Use the same prompt file on both sides."
+            )
+        return request
+
+    def _read_user(self, text: str) -> JudgeRequest | None:
+        """The request of a user turn, as far as the template's texts around the placeholders show it."""
+        before, first, between, _, after = _PLACEHOLDER.split(self.user)
+        if not (text.startswith(before) and text.endswith(after)):
+            return None
+        inner = text[len(before) : len(text) - len(after)]
+        if first == "response":
+            start = inner.rfind("<info1>")
+            return JudgeRequest(_read_lines(inner[start:])[0], inner[:start].removesuffix(between))
+        annotations, end = _read_lines(inner)
+        return JudgeRequest(annotations, inner[end:].removeprefix(between))
+
     def _messages(self, annotations: Sequence[str], response: str) -> list[dict[str, str]]:
         lines = "\n".join(f"<info{number}>{text}</info{number}>" for number, text in enumerate(annotations, 1))
         values = {"annotations": lines, "visual_key_info": lines, "response": response}
         # In one pass, so that a placeholder inside a response stays text.
         user = _PLACEHOLDER.sub(lambda match: values[match["name"]], self.user)
         return [{"role": "system", "content": self.system}, {"role": "user", "content": user}]
+
+
+def _user_content(messages: object) -> str:
+    """The text of the last message; "" where there is none."""
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    content = last.get("content") if isinstance(last, dict) else None
+    return content if isinstance(content, str) else ""
+
+
+def _read_lines(text: str) -> tuple[tuple[str, ...], int]:
+    """The numbered annotations that a text begins with, and where they end."""
+    found, end = [], 0
+    while text.startswith(opening := ("\n" if found else "") + f"<info{len(found) + 1}>", end):
+        start, closing = end + len(opening), f"</info{len(found) + 1}>"
+        if (close := text.find(closing, start)) < 0:
+            break
+        found.append(text[start:close])
+        end = close + len(closing)
+    return tuple(found), end
 
 
 def _encodable(text: str) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 OK, NONE = "ok", "none"
 EMPTY, UNREADABLE, REPEATED, EXTRA, MISSING = "empty", "unreadable", "repeated", "extra", "missing"
+TOO_LONG, TOO_MANY, NOT_FINITE = "too_long", "too_many", "not_finite"
 
 # Contents without "<" keep both scans linear: no stretch of text is looked at for two opening tags.
 _ITEM = re.compile(r"<info([1-9][0-9]{0,5})>([^<]*)</info\1>")
@@ -41,6 +42,14 @@ class Judgement:
     def failed(self) -> bool:
         """True where a judgement was wanted and there is none."""
         return self.status not in (OK, NONE)
+
+
+def read_answer(text: object, expected: int, fidelity: str = "default") -> Judgement:
+    """Reads the verdicts strictly, or with fidelity "paper" as the authors do, where no answer fails."""
+    if fidelity != "paper":
+        return parse_verdicts(text, expected)
+    scores = parse_verdicts_paper(text)
+    return Judgement(scores, expected, len(scores), OK)
 
 
 def parse_verdicts(text: object, expected: int) -> Judgement:
