@@ -45,7 +45,14 @@ def get_config() -> ConfigDict:
     config.judge.max_new_tokens = 512  # tokens; a verdict takes about 10
     config.judge.batch_size = 64  # ours: requests judged at once, of the 1,024 of a step
     config.judge.on_failure = "drop_sample"  # theirs, under "paper", is "abort": a failed request kills the step
+    config.judge.max_failure_rate = 0.5  # a judge that fails on most of a step has something wrong with it
+    config.judge.failure_window = 1024  # judgements: a step's
+    config.judge.cache_size = 65_536  # judgements of 64 steps; at temperature 1 few come again
     config.judge.flip_share = 0.0  # the judge's verdicts as they are
+    config.judge.model = ""  # this and the next three are of an endpoint; this judge is on the mesh
+    config.judge.timeout_seconds = 120.0  # not used
+    config.judge.retries = 3  # not used
+    config.judge.concurrency = 32  # not used; theirs sends the requests of a step together
 
     config.rollout.prompts_per_step = 128  # times 8 samples: 1,024 responses and one update
     config.rollout.samples_per_prompt = 8  # the size of a group

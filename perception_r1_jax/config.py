@@ -19,6 +19,7 @@ from perception_r1_jax.data.load import WORLD
 from perception_r1_jax.errors import UserError
 from perception_r1_jax.grpo.losses import AGGREGATIONS, KL_ESTIMATORS
 from perception_r1_jax.inference.stop import STOP_STRINGS, are_stop_strings
+from perception_r1_jax.judge.endpoint import base_url, is_url
 from perception_r1_jax.judge.template import MODES
 from perception_r1_jax.models import REMAT_POLICIES
 from perception_r1_jax.rewards.accuracy import FIDELITIES
@@ -54,6 +55,10 @@ LEAST = {
     "judge.max_prompt_tokens": 1,
     "judge.max_new_tokens": 1,
     "judge.batch_size": 1,
+    "judge.failure_window": 1,
+    "judge.cache_size": 0,
+    "judge.retries": 0,
+    "judge.concurrency": 1,
     "rollout.prompts_per_step": 1,
     "rollout.samples_per_prompt": 2,  # advantages compare the members of a group
     "rollout.top_k": 0,
@@ -80,6 +85,7 @@ LEAST = {
 """The least value of fields that have one."""
 
 POSITIVE = (
+    "judge.timeout_seconds",
     "rollout.temperature",  # training divides logits by it, so it cannot be greedy
     "rollout.weights_memory",
     "rollout.cache_memory",
@@ -130,7 +136,9 @@ def default_config() -> ConfigDict:
     config.model.freeze_vision = False  # True trains the decoder only
 
     config.judge = ConfigDict()  # the model behind the visual reward
-    config.judge.path = ""  # as model.path, a Qwen2.5 text model; "" runs without a judge (no visual reward)
+    # As model.path, a Qwen2.5 text model; or the address of an OpenAI-compatible endpoint, such as
+    # http://localhost:8000/v1 (docs/judge.md). "" runs without a judge (no visual reward).
+    config.judge.path = ""
     config.judge.tokenizer = ""  # folder of the tokenizer, where it is not the judge's own
     config.judge.prompt = ""  # JSON file of another wording (docs/judge.md); "" is the package's own
     config.judge.mode = "constrained"  # read only the digits of the known answer form; "free": generate, then parse
@@ -138,7 +146,15 @@ def default_config() -> ConfigDict:
     config.judge.max_new_tokens = 512  # tokens of an answer
     config.judge.batch_size = 64  # requests judged at once, over all devices
     config.judge.on_failure = "drop_sample"  # or drop_term_for_group, zero, abort (docs/judge.md)
+    config.judge.max_failure_rate = 0.5  # share of the last judgements that may fail; above it the run ends
+    config.judge.failure_window = 1024  # so many are the last judgements; until there are as many, none is too many
+    config.judge.cache_size = 65_536  # judgements kept, so that the same response is judged once; 0 keeps none
     config.judge.flip_share = 0.0  # share of verdicts turned round at random, to study a judge that errs
+    # The next four are of an endpoint.
+    config.judge.model = ""  # the model's name there; "" takes the only one that it has
+    config.judge.timeout_seconds = 120.0  # that one attempt at a request may take
+    config.judge.retries = 3  # further attempts where the endpoint fails or is silent, after growing waits
+    config.judge.concurrency = 32  # requests under way at a time
 
     config.rollout = ConfigDict()  # how responses are drawn
     config.rollout.prompts_per_step = 128  # N, prompts in a batch
@@ -244,7 +260,8 @@ def validate(config: ConfigDict) -> None:
     _require(config, "rollout.stop_strings", are_stop_strings(config.rollout.stop_strings), f"give {STOP_STRINGS}")
     for field in ("rollout.weights_memory", "rollout.cache_memory"):
         _require(config, field, _get(config, field) <= 1, "it is a share of the memory, at most 1")
-    _require(config, "judge.flip_share", 0 <= config.judge.flip_share <= 1, "it must be between 0 and 1")
+    for field in ("judge.flip_share", "judge.max_failure_rate"):
+        _require(config, field, 0 <= _get(config, field) <= 1, "it must be between 0 and 1")
     for field, least in {"prompt_buckets": 1, "window_buckets": 0, "response_buckets": 1}.items():
         _check_buckets(config, f"rollout.{field}", least)
     minimum, limit = config.rollout.min_new_tokens, config.rollout.response_buckets[-1]
@@ -304,7 +321,7 @@ def _check_buckets(config: ConfigDict, field: str, least: int) -> None:
 def _check_paths(config: ConfigDict) -> None:
     for field, words in {
         "model.path": ("random",),
-        "judge.path": ("random", ""),
+        "judge.path": (config.judge.path,) if is_url(config.judge.path) else ("random", ""),
         "data.path": (WORLD,),
         "model.tokenizer": ("",),
         "judge.tokenizer": ("",),
@@ -313,6 +330,8 @@ def _check_paths(config: ConfigDict) -> None:
         "format_instruction": () if _is_file_name(config.format_instruction) else (config.format_instruction,),
     }.items():
         check_path(config, field, words)
+    if is_url(config.judge.path):
+        base_url(config.judge.path)
     folder = config.rollout.save
     _require(config, "rollout.save", not folder or not Path(folder).is_file(), "this is a file; name a folder")
 

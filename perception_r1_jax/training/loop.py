@@ -59,6 +59,7 @@ def train(run: Run) -> dict[str, Any] | None:
     Raises:
         DataError: no batch can be filled, since the problems of a whole epoch were dropped.
         RewardFailed: a judgement failed and `config.judge.on_failure` is "abort".
+        JudgeFails: more judgements have failed than `config.judge.max_failure_rate` allows.
         UserError: a rollout to replay that does not belong to its step (`training.replay`).
     """
     forget_later_evaluations(run)
@@ -164,12 +165,13 @@ def take_rollout(
 
 
 def judge_rollout(run: Run, step: int, problems: Sequence[Problem], rollout: Rollout) -> list[list[Judgement]]:
-    """Judgements [N][G]; `config.judge.flip_share` of their verdicts turned round."""
+    """Judgements [N][G]; `config.judge.flip_share` of their verdicts turned round. Raises `JudgeFails`."""
     group = len(rollout.texts[0])
     requests = [
         JudgeRequest(problem.annotations, text) for problem, row in zip(problems, rollout.texts) for text in row
     ]
     flat = run.judge.judge(requests)
+    run.judge_failures.add(flat)
     judgements = [flat[start : start + group] for start in range(0, len(flat), group)]
     names = [problem.problem_id for problem in problems]
     return flip_verdicts(judgements, names, run.config.judge.flip_share, seed=run.config.seed, step=step)
@@ -200,13 +202,14 @@ def reward_metrics(scores: Scores, advantages: GroupAdvantages) -> dict[str, flo
 
 
 def run_metrics(run: Run) -> dict[str, float]:
-    """Problems dropped so far, memory of this process, and how many programs were compiled."""
+    """Problems dropped so far, memory of this process, how many programs were compiled, and how the judge was asked."""
     return {
         "data/dropped": len(run.batches.dropped),
         "memory/peak_rss_gib": peak_rss_bytes() / 2**30,
         "compilations/policy": run.engine.compilations,
         "compilations/judge": run.judge.compilations if run.judge else 0,
         "compilations/train": run.train_step._cache_size(),
+        **(run.judge.metrics() if run.judge else {}),
     }
 
 

@@ -19,7 +19,8 @@ from perception_r1_jax.evaluation.task import Evaluation, load_evaluation
 from perception_r1_jax.grpo.step import TrainStep, make_log_probs_fn, make_train_step
 from perception_r1_jax.inference import Engine
 from perception_r1_jax.inference.rollout import make_engine
-from perception_r1_jax.judge.on_mesh import Judge, load_judge
+from perception_r1_jax.judge.cache import CachedJudge
+from perception_r1_jax.judge.failure_window import FailureWindow
 from perception_r1_jax.models import ModelConfig, count_params, load_config
 from perception_r1_jax.processing import Processor
 from perception_r1_jax.records import TrainBatch
@@ -27,6 +28,7 @@ from perception_r1_jax.rewards.score import RewardSettings
 from perception_r1_jax.sharding import make_mesh
 from perception_r1_jax.training.checkpoints import Checkpoints
 from perception_r1_jax.training.continuing import begin_or_continue
+from perception_r1_jax.training.judge import has_own_model, make_judge
 from perception_r1_jax.training.models import keep_side_files, prepare_model, tokenizer_in_place
 from perception_r1_jax.training.replay import rollouts_to_replay
 from perception_r1_jax.training.run_record import hash_files, hash_problems, hash_texts, make_record
@@ -47,6 +49,7 @@ class Run:
         mesh: for policy and judge.
         engine: makes the rollouts; the loop gives it the current policy.
         judge: None in a run without the visual reward.
+        judge_failures: ends the run where there are too many.
         state: parameters, optimizer, counters.
         step: steps done so far.
         checkpoints: where the state is saved.
@@ -65,7 +68,8 @@ class Run:
     settings: RewardSettings
     mesh: Mesh
     engine: Engine
-    judge: Judge | None
+    judge: CachedJudge | None
+    judge_failures: FailureWindow
     state: TrainState
     step: int
     checkpoints: Checkpoints
@@ -115,13 +119,13 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
 
     # -- Mesh and judge.
     mesh = make_mesh(**config.mesh)
-    judge = _load_judge(config, judge_dir, mesh) if judge_dir else None
+    judge = make_judge(config, judge_dir, mesh)
     console.print(
         arithmetic(
             config,
             problems=len(problems),
             parameters=count_params(model),
-            judge_parameters=count_params(judge.model) if judge else 0,
+            judge_parameters=judge.parameters if judge else 0,
             mesh=dict(mesh.shape),
         )
     )
@@ -152,6 +156,7 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
         mesh=mesh,
         engine=engine,
         judge=judge,
+        judge_failures=FailureWindow(config.judge.failure_window, config.judge.max_failure_rate),
         state=begun.state,
         step=begun.step,
         checkpoints=begun.checkpoints,
@@ -163,32 +168,16 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
 
 
 def _model_directories(config: ConfigDict, workdir: Path) -> tuple[Path, Path | None]:
-    """Where policy and judge are loaded from; random ones are made under `workdir`/random."""
+    """Where policy and judge are loaded from, None for no judge here; random ones are made under `workdir`/random."""
     random = workdir / "random"
     policy = prepare_model(
         "model.path", config.model.path, config.model.tokenizer, "qwen2_5_vl", random / "policy", config.seed
     )
-    if not config.judge.path:
+    if not has_own_model(config):
         return policy, None
     tokenizer = config.judge.tokenizer or config.model.tokenizer
     judge = prepare_model("judge.path", config.judge.path, tokenizer, "qwen2", random / "judge", config.seed + 1)
     return policy, judge
-
-
-def _load_judge(config: ConfigDict, directory: Path, mesh: Mesh) -> Judge:
-    judge = config.judge
-    return load_judge(
-        directory,
-        mesh,
-        tokenizer=tokenizer_in_place(judge),
-        prompt=judge.prompt,
-        mode=judge.mode,
-        max_prompt_tokens=judge.max_prompt_tokens,
-        max_new_tokens=judge.max_new_tokens,
-        batch_size=judge.batch_size,
-        dtype=jnp.dtype(config.model.dtype),
-        fidelity=config.fidelity,
-    )
 
 
 def _make_reference(
