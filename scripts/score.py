@@ -1,6 +1,6 @@
 """Scores responses from a file with the rewards of training, one JSON object per line in and out.
 
-    python scripts/score.py --input responses.jsonl --output scores.jsonl [--judge none|DIR] [--fidelity default|paper]
+    python scripts/score.py --input responses.jsonl --output scores.jsonl [--judge none|DIR|URL]
 
 A line needs `response` and `answer` (texts); `annotations` (a list of texts) and `judge_output` (a judge's answer
 about them, recorded earlier) are optional. The output holds every line in its order, with all its fields and
@@ -26,25 +26,31 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from rich.console import Console
 from rich.progress import Progress
 
+from perception_r1_jax.judge.endpoint import is_url
 from perception_r1_jax.judge.verdicts import Judgement, read_answer
 from perception_r1_jax.records import Problem, Scores
 from perception_r1_jax.rewards.accuracy import DEADLINE_SECONDS, FIDELITIES, AccuracyPool
 from perception_r1_jax.rewards.score import WEIGHTS, RewardSettings, score_responses, unjudged
 
+if TYPE_CHECKING:
+    from perception_r1_jax.judge.cache import AnyJudge
+
 LINES_AT_ONCE = 256
+CACHE_SIZE = 65_536
+"""Judgements kept, so that lines with the same annotations and response are judged once."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Scores the file; returns the exit code."""
     args = _parse_arguments(arguments)
-    judge = _load_judge(args.judge, args.fidelity)
+    judge = _load_judge(args.judge, args.judge_model, args.fidelity)
     counts: collections.Counter[str] = collections.Counter()
     with (
         AccuracyPool(args.workers, args.deadline_seconds, args.fidelity) as pool,
@@ -137,27 +143,43 @@ def _output_row(problem: Problem, index: int, scores: Scores) -> dict[str, Any]:
     return {**problem.row, **numbers, "judge_status": scores.judge_status[index][0]}
 
 
-def _load_judge(path: str, fidelity: str) -> Callable[[list[Problem]], list[Judgement]] | None:
-    """Asks the model in `path` about problems; imported here, for its libraries take seconds to load."""
+def _load_judge(path: str, model: str, fidelity: str) -> Callable[[list[Problem]], list[Judgement]] | None:
+    """Asks the model in a folder, or at an address, about problems."""
     if path == "none":
         return None
     from perception_r1_jax.errors import UserError
-    from perception_r1_jax.judge.on_mesh import load_judge
+    from perception_r1_jax.judge.cache import CachedJudge
     from perception_r1_jax.judge.prompts import JudgeRequest
 
     try:
-        judge = load_judge(path, mode="free" if fidelity == "paper" else "constrained", fidelity=fidelity)
+        judge = CachedJudge(_make_judge(path, model, fidelity), CACHE_SIZE)
     except (OSError, UserError) as error:
         print(f"--judge {path}: {error}", file=sys.stderr)
         sys.exit(2)
     return lambda problems: judge.judge([JudgeRequest(p.annotations, p.row["response"]) for p in problems])
 
 
+def _make_judge(path: str, model: str, fidelity: str) -> AnyJudge:
+    """Imports are here, for these libraries take seconds to load."""
+    if is_url(path):
+        from perception_r1_jax.judge.remote import connect_judge
+
+        return connect_judge(path, model=model, fidelity=fidelity)
+    from perception_r1_jax.judge.on_mesh import load_judge
+
+    return load_judge(path, mode="free" if fidelity == "paper" else "constrained", fidelity=fidelity)
+
+
 def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", type=Path, required=True, help="JSON lines with response and answer")
     parser.add_argument("--output", type=Path, required=True, help="JSON lines to write; an old file is replaced")
-    parser.add_argument("--judge", default="none", help="'none', or the folder of a judge model (default: none)")
+    parser.add_argument(
+        "--judge",
+        default="none",
+        help="'none' (default), the folder of a judge model, or the address of an endpoint (docs/judge.md)",
+    )
+    parser.add_argument("--judge_model", default="", help="at an endpoint with several models, the name of one")
     parser.add_argument(
         "--fidelity", choices=FIDELITIES, default="default", help="'paper': as the authors' code scores"
     )
@@ -172,7 +194,7 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--output {args.output} is the input file; write to another one")
     if not args.output.parent.is_dir():
         parser.error(f"--output {args.output}: the folder {args.output.parent} does not exist")
-    if args.judge != "none" and not Path(args.judge).is_dir():
+    if args.judge != "none" and not is_url(args.judge) and not Path(args.judge).is_dir():
         parser.error(f"--judge {args.judge}: no such folder; use 'none' to score without a judge")
     if args.workers < 1 or not args.deadline_seconds > 0:
         parser.error("--workers and --deadline_seconds must be positive")

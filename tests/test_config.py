@@ -161,6 +161,10 @@ def test_a_value_of_another_type_is_an_error(monkeypatch):
         ("model.min_pixels", 2_000_000, "2000000: it is above model.max_pixels, 1806336"),
         ("rollout.prompt_buckets", (512, 256), r"\(512, 256\): list whole numbers, rising"),
         ("judge.flip_share", 1.2, "1.2: it must be between 0 and 1"),
+        ("judge.max_failure_rate", -0.1, "-0.1: it must be between 0 and 1"),
+        ("judge.failure_window", 0, "0: it must be a number of at least 1"),
+        ("judge.cache_size", -1, "-1: it must be a number of at least 0"),
+        ("judge.timeout_seconds", 0.0, "0.0: it must be a number above 0"),
         ("rollout.window_buckets", (16, 16), r"\(16, 16\): list whole numbers, rising"),
         ("rollout.response_buckets", (0.5,), r"\(0.5,\): list whole numbers, rising"),
         ("rollout.response_buckets", (), r"\(\): list whole numbers, rising"),
@@ -205,6 +209,14 @@ def test_batch_sizes_that_do_not_divide_are_told_the_nearest_that_do(config):
 def test_an_absent_path_is_named(config, field):
     set_field(config, field, "no/such/place")
     with pytest.raises(FileNotFoundError, match=rf"config\.{field} = 'no/such/place' does not exist"):
+        validate(config)
+
+
+def test_a_judge_may_be_an_address(config):
+    config.judge.path = "http://localhost:8000/v1"
+    validate(config)
+    config.judge.path = "http://:8000"
+    with pytest.raises(UserError, match=r"judge 'http://:8000': give the address of a server, such as http://local"):
         validate(config)
 
 

@@ -110,6 +110,7 @@ def test_a_judge_is_asked_where_no_output_is_recorded(script, tmp_path, monkeypa
         (["--input", "in.jsonl", "--output", "in.jsonl"], "is the input file"),
         (["--input", "in.jsonl", "--output", "no/out.jsonl"], "the folder no does not exist"),
         (["--input", "in.jsonl", "--output", "out.jsonl", "--judge", "absent"], "--judge absent: no such folder"),
+        (["--input", "in.jsonl", "--output", "out.jsonl", "--judge", "http://"], "give the address of a server"),
         (["--input", "in.jsonl", "--output", "out.jsonl", "--workers", "0"], "must be positive"),
     ],
 )

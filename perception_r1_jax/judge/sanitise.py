@@ -12,9 +12,20 @@ from collections.abc import Sequence
 _NEW_LINE = re.compile(r"\r\n?")
 # All controls but tab and newline, and lone surrogates, which no tokenizer can encode.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
-# <info1>, </info1>, also with a few spaces or capitals, and chat templates' special tokens such as <|im_end|>. The
-# bounds keep the search linear.
-_MARKUP = re.compile(r"<(?=\s{0,4}/?\s{0,4}info\s{0,4}[\d>]|\|\w{1,64}\|>)", re.IGNORECASE)
+# Space, and characters that are seen as nothing at all.
+_BLANK = r"[\s\u00ad\u200b-\u200f\u2060-\u2064\ufeff]"
+_GAP = _BLANK + "{0,4}"
+# <info1>, </info1>, also with a few blanks or capitals; and chat templates' special tokens, which a server behind HTTP
+# would take at their word: <|im_end|> and the like, Llama's, Mistral's and Gemma's. Wide forms too, since some
+# tokenizers make them narrow. The bounds keep the search linear.
+_MARKUP = re.compile(
+    rf"[<＜﹤](?={_GAP}/?{_GAP}info{_GAP}[\d>＞﹥]|[|｜][\w\u2581.\-]{{1,64}}[|｜]>|</?SYS>>"
+    r"|/?(?:s|unk|pad|bos|eos|start_of_turn|end_of_turn|tool_call|tool_response)>)"
+    r"|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|gMASK)\])",
+    re.IGNORECASE,
+)
+_HARMLESS = {"[": "\u2045"}  # a bracket with a quill; "<" in any width becomes a single guillemet
+_COLONS = "[:：﹕︓]"
 
 
 def sanitise(text: str, headings: Sequence[str] = ()) -> str:
@@ -24,12 +35,12 @@ def sanitise(text: str, headings: Sequence[str] = ()) -> str:
         text: a response or an annotation, of any content.
         headings: the prompt's section headings without their colons, as `JudgePrompt.headings` gives them.
 
-    Line ends become newlines, controls become U+FFFD, the "<" of markup becomes a single guillemet, and the colon
-    after a heading's words, in any case and anywhere, becomes a dash.
+    Line ends become newlines, controls become U+FFFD, the "<" of markup becomes a single guillemet, the "[" of a
+    special token a bracket with a quill, and the colon after a heading's words, in any case and anywhere, a dash.
     """
     text = _CONTROL.sub("\ufffd", _NEW_LINE.sub("\n", text))
-    text = _MARKUP.sub("\u2039", text)
+    text = _MARKUP.sub(lambda match: _HARMLESS.get(match[0], "\u2039"), text)
     if not headings:
         return text
-    words = "|".join(r"\s+".join(map(re.escape, heading.split())) for heading in headings)
-    return re.sub(rf"({words})\s*[:：]", r"\1 -", text, flags=re.IGNORECASE)
+    words = "|".join(f"{_BLANK}+".join(map(re.escape, heading.split())) for heading in headings)
+    return re.sub(rf"({words}){_BLANK}*{_COLONS}", r"\1 -", text, flags=re.IGNORECASE)
