@@ -146,7 +146,7 @@ def test_a_server_that_asks_for_time_is_given_it_up_to_a_limit(monkeypatch):
         started = time.monotonic()
         (judgement,), _ = ask(script, request(name))
         assert judgement.status == "ok"
-        assert least <= time.monotonic() - started < least + 2
+        assert least <= time.monotonic() - started < 60
 
 
 def test_a_date_or_nonsense_in_retry_after():

@@ -14,6 +14,7 @@ import pytest
 from perception_r1_jax.assets import MINI_JUDGE, MINI_JUDGE_PROMPT
 from perception_r1_jax.data.geometry_world.conversations import judge_case
 from perception_r1_jax.judge import server as server_module
+from perception_r1_jax.judge.cache import CachedJudge
 from perception_r1_jax.judge.on_mesh import Answer, Judge, load_judge
 from perception_r1_jax.judge.prompts import JudgePrompt, JudgeRequest
 from perception_r1_jax.judge.remote import connect_judge
@@ -282,3 +283,4 @@ def test_a_remote_judge_says_what_the_judge_itself_says(mini, mode):
     assert [judgement.status for judgement in judgements] == [judgement.status for judgement in expected]
     assert judgements == expected
     assert len({judgement.verdicts for judgement in judgements}) > 5
+    assert CachedJudge(judge, 100).judge(requests + requests[::-1]) == expected + expected[::-1]

@@ -92,6 +92,7 @@ def test_a_run_leaves_what_the_readme_says(finished):
             "train/grad_norm",
             "time/rollout",
             "rollout/tokens",
+            "judge/cache_hit_rate",
         ):
             assert math.isfinite(line[name]), name
         assert line["train/rollout_train_logp_diff"] < 1e-4
@@ -238,7 +239,7 @@ def test_a_rollout_of_another_batch_is_refused(saved, tmp_path, fields, message)
 
 def without_clocks(line):
     """Without what says how a step was computed, not what came of it."""
-    how = tuple(f"rollout/{name}" for name in GenerationStats().metrics())
+    how = (*(f"rollout/{name}" for name in GenerationStats().metrics()), "judge/cache_hit_rate")
     return {k: v for k, v in line.items() if not k.startswith(("time/", "memory/", "compilations", *how))}
 
 

@@ -1,1 +1,1 @@
-"""The judging LLM behind the visual reward: its prompt, its verdicts, and its run on the mesh."""
+"""The judging LLM behind the visual reward: its prompt, its verdicts, and how it is asked, on the mesh or behind HTTP."""
