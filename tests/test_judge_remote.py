@@ -247,12 +247,21 @@ def test_addresses(address, url):
 
 
 @pytest.mark.parametrize(
-    "address", ["http://", "http:///v1", "http://host:port", "http://host:99999", "http://a/v1?key=1", "http://[::1"]
+    "address",
+    [
+        "http://",
+        "http:///v1",
+        "http://host:port",
+        "http://host:99999",
+        "http://a/v1?key=1",
+        "http://[::1",
+        "http://a\0b",
+    ],
 )
 def test_an_address_that_cannot_be_is_named(address):
     with pytest.raises(UserError, match="give the address of a server") as error:
         base_url(address)
-    assert address in str(error.value)
+    assert repr(address) in str(error.value)
 
 
 def test_a_password_in_an_address_is_refused_and_not_repeated():

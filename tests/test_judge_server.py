@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -196,6 +197,15 @@ def test_a_judge_that_breaks_is_an_error_of_one_batch(serving, caplog):
     assert serving.chat()[0] == 200
 
 
+def test_a_defect_around_the_judge_is_an_error_of_one_request(serving, monkeypatch, caplog):
+    with monkeypatch.context() as patch:
+        patch.setattr(serving.judge, "read_messages", None)
+        status, answer = serving.chat()
+    assert (status, answer["error"]["code"]) == (500, "internal_error")
+    assert "'NoneType' object is not callable" in caplog.text
+    assert serving.chat()[0] == 200
+
+
 def test_a_body_has_a_limit_and_a_length(serving, monkeypatch):
     monkeypatch.setattr(server_module, "MAX_REQUEST_BYTES", 1000)
     status, answer = serving.send("POST", CHAT, b" " * 1001)
@@ -259,28 +269,30 @@ def test_at_the_end_what_was_asked_is_answered(serving):
         serving.chat()
 
 
-@pytest.fixture(scope="module")
-def mini() -> dict[str, Judge]:
-    """The embedded judge in both modes."""
+def test_a_remote_judge_says_what_the_judge_itself_says():
+    """The embedded judge in the mode that lets it write; tests/test_judge_attacks.py has both modes."""
+    settings = {"max_prompt_tokens": 128, "max_new_tokens": 192, "batch_size": 4, "dtype": jnp.float32}
     mesh = make_mesh(devices=jax.devices()[:1])
-    settings = {"max_prompt_tokens": 160, "max_new_tokens": 128, "batch_size": 16, "dtype": jnp.float32}
-    return {mode: load_judge(MINI_JUDGE, mesh, prompt=MINI_JUDGE_PROMPT, mode=mode, **settings) for mode in MODES}
-
-
-MODES = ("free", "constrained")
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_a_remote_judge_says_what_the_judge_itself_says(mini, mode):
-    judge = mini[mode]
-    requests = [*(judge_case(index, "test") for index in range(24)), JudgeRequest((), "x")]
-    requests += [JudgeRequest(("AB is 5.",), "word " * 200), JudgeRequest(("AB is 5.",) * 60, "AB is 5.")]
+    judge = load_judge(MINI_JUDGE, mesh, prompt=MINI_JUDGE_PROMPT, mode="free", **settings)
+    requests = of_one_bucket(judge, 12)
+    requests += [JudgeRequest((), "x"), JudgeRequest(("AB is 5.",), "word " * 200)]
     expected = judge.judge(requests)
     serving = Serving(judge)
-    client = connect_judge(serving.address, prompt=MINI_JUDGE_PROMPT, max_new_tokens=128, retries=0)
+    client = connect_judge(serving.address, prompt=MINI_JUDGE_PROMPT, max_new_tokens=192, retries=0)
     judgements = client.judge(requests)
     serving.stop()
-    assert [judgement.status for judgement in judgements] == [judgement.status for judgement in expected]
+    assert {judgement.status for judgement in expected} == {"ok", "missing", "none", "too_long"}
     assert judgements == expected
-    assert len({judgement.verdicts for judgement in judgements}) > 5
+    assert len({judgement.verdicts for judgement in judgements}) > 4
     assert CachedJudge(judge, 100).judge(requests + requests[::-1]) == expected + expected[::-1]
+
+
+def of_one_bucket(judge: Judge, count: int) -> list[JudgeRequest]:
+    """Requests of 97 to 128 tokens, which share the programs."""
+    chosen = []
+    for index in itertools.count():
+        tokens = judge._processor.chat.encode(judge.prompt.messages(request := judge_case(index, "test")))
+        if 96 < len(tokens) <= 128:
+            chosen.append(request)
+        if len(chosen) == count:
+            return chosen

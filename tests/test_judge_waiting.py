@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from perception_r1_jax.judge import waiting
-from perception_r1_jax.judge.waiting import NotNow, WaitingLine
+from perception_r1_jax.judge.waiting import AnswerFailed, NotNow, WaitingLine
 
 
 class Gate:
@@ -54,7 +54,7 @@ def test_an_error_is_told_to_those_it_concerns_and_the_line_goes_on(caplog):
         return [1 / number for number in numbers]
 
     line = WaitingLine(inverse)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(AnswerFailed, match="ZeroDivisionError"):
         line.ask(0)
     assert line.ask(4) == 0.25
     assert "1 requests failed" in caplog.text

@@ -1,1 +1,1 @@
-"""The judging LLM behind the visual reward: its prompt, its verdicts, and how it is asked, on the mesh or behind HTTP."""
+"""The judging LLM behind the visual reward: its prompt, its verdicts, and how it is asked on the mesh or over HTTP."""

@@ -69,8 +69,8 @@ def base_url(address: str) -> str:
     """
     try:
         parts = urllib.parse.urlsplit(address)
-        usable = bool(parts.hostname) and (parts.port is None or parts.port > 0)
-    except ValueError:
+        usable = bool(httpx2.URL(address).host) and (parts.port is None or parts.port > 0)
+    except (ValueError, httpx2.InvalidURL):
         usable = False
     if not usable or parts.query or parts.fragment:
         raise UserError(f"judge {address!r}: give the address of a server, such as http://localhost:8000/v1.")
@@ -95,7 +95,7 @@ class Endpoint:
     def client(self) -> httpx2.AsyncClient:
         """Connections to the server, for `ask`; to be used as an async context."""
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
-        if key := os.environ.get(KEY_VARIABLE):
+        if key := os.environ.get(KEY_VARIABLE, "").strip():
             headers["Authorization"] = f"Bearer {key}"
         limits = httpx2.Limits(max_connections=self.concurrency)
         return httpx2.AsyncClient(headers=headers, limits=limits, timeout=None)  # `_try` has one for the whole attempt

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import urllib.parse
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +16,7 @@ from perception_r1_jax.errors import UserError
 from perception_r1_jax.judge.on_mesh import Answer, Judge
 from perception_r1_jax.judge.prompts import JudgeRequest
 from perception_r1_jax.judge.verdicts import NOT_FINITE, OK
-from perception_r1_jax.judge.waiting import NotNow, WaitingLine
+from perception_r1_jax.judge.waiting import AnswerFailed, NotNow, WaitingLine
 from perception_r1_jax.judge.wire import CHAT, ERROR_CODES, MODELS, chat_answer, error_body, model_list
 
 logger = logging.getLogger(__name__)
@@ -74,19 +73,20 @@ class JudgeService:
             return refused.status, error_body(refused.message, refused.code)
         except NotNow as busy:
             return 503, error_body(f"{busy}; ask again later", "overloaded")
-        except Exception as error:  # of the judge, and logged there; others are served on
-            return 500, error_body(
-                f"the judge failed with {type(error).__name__}; see the server's log", "judge_failed"
-            )
+        except AnswerFailed as failed:
+            return 500, error_body(f"the judge failed: {failed}; see the server's log", "judge_failed")
+        except Exception:  # a defect in the code around the judge; others are served on
+            logger.exception("%s %s failed", method, target)
+            return 500, error_body("this request failed; see the server's log", "internal_error")
 
     def close(self) -> None:
         """Refuses what comes from now on, and waits until what is waiting has been answered."""
         self._line.close()
 
     def _respond(self, method: str, target: str, body: bytes) -> dict[str, Any]:
-        path = urllib.parse.urlsplit(target).path
+        path = target.partition("?")[0]
         if path not in self._routes:
-            raise Refused(404, f"nothing at {path!r}; there is {', '.join(self._routes)}", "not_found")
+            raise Refused(404, f"nothing at {path!r:.80}; there is {', '.join(self._routes)}", "not_found")
         allowed, handle = self._routes[path]
         if method != allowed:
             raise Refused(405, f"{path} takes {allowed}, not {method}", "method_not_allowed")
@@ -111,10 +111,10 @@ class JudgeService:
         if not isinstance(fields, dict):
             raise Refused(400, f"the body is a {type(fields).__name__}, no JSON object")
         if fields.get("model", self.name) != self.name:
-            raise Refused(404, f"no model {fields['model']!r} here; it is {self.name!r}", "model_not_found")
+            raise Refused(404, f"no model {fields['model']!r:.80} here; it is {self.name!r}", "model_not_found")
         for name, values in _FIXED.items():
             if fields.get(name) not in values:
-                raise Refused(400, f"{name} is {fields[name]!r}; here it can only be {values[-1]!r}")
+                raise Refused(400, f"{name} is {fields[name]!r:.80}; here it can only be {values[-1]!r}")
         return _Asked(self._read_messages(fields.get("messages")), _max_tokens(fields))
 
     def _read_messages(self, messages: object) -> JudgeRequest:
@@ -142,6 +142,6 @@ def _max_tokens(fields: dict[str, Any]) -> int | None:
         value = fields.get(name)
         if value is not None:
             if type(value) is not int or value < 1:
-                raise Refused(400, f"{name} is {value!r}; it must be a whole number of at least 1")
+                raise Refused(400, f"{name} is {value!r:.80}; it must be a whole number of at least 1")
             return value
     return None

@@ -22,6 +22,10 @@ class NotNow(Exception):
     """Too many requests are waiting, or none is taken any more; another time may be better."""
 
 
+class AnswerFailed(Exception):
+    """`answer` has raised something on the request's batch; it is logged, and the message has its name."""
+
+
 class WaitingLine(Generic[Asked, Answered]):
     """One thread answers all that is waiting at once, while the next requests line up.
 
@@ -45,7 +49,7 @@ class WaitingLine(Generic[Asked, Answered]):
 
         Raises:
             NotNow: no place in the line.
-            Exception: what `answer` has raised.
+            AnswerFailed: there is none.
         """
         future: Future[Answered] = Future()
         with self._lock:  # nothing lines up behind the end
@@ -78,7 +82,7 @@ class WaitingLine(Generic[Asked, Answered]):
         except Exception as error:
             logger.exception("%d requests failed", len(batch))
             for _, future in batch:
-                future.set_exception(error)
+                future.set_exception(AnswerFailed(type(error).__name__))
             return
         for request, future in batch:
             future.set_result(answers[request])
