@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import json
+import time
+import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,12 +37,14 @@ def chat_answer(text: str, model: str, *, stopped: bool) -> dict[str, Any]:
     """The answer as `read_answer_text` and any other client reads it; `stopped` is false where it was cut."""
     message = {"role": "assistant", "content": text}
     choice = {"index": 0, "message": message, "finish_reason": "stop" if stopped else "length"}
-    return {"object": "chat.completion", "model": model, "choices": [choice]}
+    head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": "chat.completion", "created": int(time.time())}
+    return {**head, "model": model, "choices": [choice]}
 
 
 def model_list(names: Sequence[str]) -> dict[str, Any]:
     """The list of models, as `read_models` reads it."""
-    return {"object": "list", "data": [{"id": name, "object": "model"} for name in names]}
+    head = {"object": "model", "created": 0, "owned_by": "perception_r1_jax"}
+    return {"object": "list", "data": [{"id": name, **head} for name in names]}
 
 
 def error_body(message: str, code: str) -> dict[str, Any]:
