@@ -10,12 +10,12 @@ for it here: fused AdamW, and malloc keeping what is freed. Each side has a proc
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib.util
 import math
 import multiprocessing
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,7 +35,6 @@ from perception_r1_jax.training.run_record import peak_rss_bytes
 from perception_r1_jax.training.state import abstract_state, init_state
 
 MIB = 2**20
-SIDES = ("ours", "peer", "tuned")
 TOLERANCE = 1e-3
 """Relative, between the norms of two gradients in float32."""
 
@@ -52,9 +51,7 @@ class Work(NamedTuple):
 def group(folder: Path, quick: bool) -> list[Case]:
     """Responses per second of a group that shares a picture of some 1,000 tokens, and the memory of each side."""
     work = Work(1, 8, 8, 90) if quick else Work(1, 8, 128, 900)
-    with sides(folder, work) as found:
-        speed = speeds(found, work, ("group", "tuned"), rounds=1 if quick else 3)
-        peaks = {name: side.peak() for name, side in found.items()}
+    speed, peaks = beside_peers(folder, work, {"group": "peer", "tuned": "tuned"}, rounds=1 if quick else 3)
     ours = peaks.pop("ours")
     least = min(peaks.values(), default=None)
     return [*speed, measure.compare("peak_memory", "MiB", ours, least, less_is_better=True)]
@@ -63,48 +60,57 @@ def group(folder: Path, quick: bool) -> list[Case]:
 def single(folder: Path, quick: bool) -> list[Case]:
     """The same with one response to a prompt: nothing to share."""
     work = Work(2, 1, 8, 90) if quick else Work(4, 1, 128, 900)
-    with sides(folder, work) as found:
-        return speeds(found, work, ("single", "alone_tuned"), rounds=1 if quick else 3)
+    return beside_peers(folder, work, {"single": "peer", "alone_tuned": "tuned"}, rounds=1 if quick else 3)[0]
 
 
-def speeds(found: Mapping[str, Side], work: Work, names: tuple[str, str], rounds: int) -> list[Case]:
-    """The cases of ours beside the peer as it is, and tuned."""
-    norms = {name: side() for name, side in found.items()}
+def beside_peers(
+    folder: Path, work: Work, names: Mapping[str, str], rounds: int
+) -> tuple[list[Case], dict[str, float]]:
+    """The cases of ours beside one side of the peer after the other, and the peak memory of each side in MiB.
+
+    One after the other, since both of the peer's would not fit into memory beside each other.
+    """
+    speed, peaks = [], {}
+    for name, other in names.items():
+        with contextlib.ExitStack() as stack:
+            sides = ("ours", other) if has_torch() else ("ours",)
+            found = {side: stack.enter_context(Side(side, folder, work)) for side in sides}
+            speed.append(time_sides(name, found, work, rounds))
+            peaks |= {side: process.peak() for side, process in found.items()}
+        if not has_torch():
+            break
+    return speed, peaks
+
+
+def time_sides(name: str, found: Mapping[str, Callable[[], float]], work: Work, rounds: int) -> Case:
+    """The case of ours, and beside it of the other side if there is one."""
+    norms = {side: update() for side, update in found.items()}
     if not all(math.isclose(norm, norms["ours"], rel_tol=TOLERANCE) for norm in norms.values()):
         raise RuntimeError(f"the sides do not make the same update: norms of their gradients are {norms}.")
-    seconds = measure.interleave(found, rounds)
-    responses = functools.partial(
-        measure.throughput, unit="responses/s", work=work.prompts * work.samples, ours=seconds["ours"]
-    )
-    beside = [responses(name, peer=seconds[side]) for name, side in zip(names, SIDES[1:]) if side in seconds]
-    return beside or [responses(names[0])]
+    ours, *peer = measure.interleave(found, rounds).values()
+    return measure.throughput(name, "responses/s", work.prompts * work.samples, ours, *peer)
 
 
 class Side:
     """One side in a process of its own: settings of one do not touch another, and its memory is its own."""
 
     def __init__(self, name: str, folder: Path, work: Work):
-        self._process = multiprocessing.get_context("spawn").Pool(1, _start, (name, folder, work))
+        context = multiprocessing.get_context("spawn")
+        self._process = ProcessPoolExecutor(1, context, _start, (name, folder, work))
 
     def __call__(self) -> float:
         """Makes an update; the norm of its gradient."""
-        return self._process.apply(_update)
+        return self._process.submit(_update).result()
 
     def peak(self) -> float:
         """The most memory so far, in MiB."""
-        return self._process.apply(peak_rss_bytes) / MIB
+        return self._process.submit(peak_rss_bytes).result() / MIB
 
-    def close(self) -> None:
-        """Ends the process."""
-        self._process.terminate()
+    def __enter__(self) -> Side:
+        return self
 
-
-@contextlib.contextmanager
-def sides(folder: Path, work: Work) -> Iterator[dict[str, Side]]:
-    """Ours, and the peer's where torch is installed."""
-    names = SIDES if has_torch() else SIDES[:1]
-    with contextlib.ExitStack() as stack:
-        yield {name: stack.enter_context(contextlib.closing(Side(name, folder, work))) for name in names}
+    def __exit__(self, *_: object) -> None:
+        self._process.shutdown()
 
 
 _here: dict[str, Callable[[], float]] = {}
