@@ -44,7 +44,7 @@ setup(
     extras_require={
         "cuda": ["jax[cuda13]>=0.10.2,<0.13"],
         "tpu": ["jax[tpu]>=0.10.2,<0.13"],
-        "plan": ["libtpu>=0.0.40"],
+        "plan": ["jax[tpu]>=0.10.2,<0.13"],  # libtpu runs without a TPU; jax says which version can be read back
         "test": [
             "beartype>=0.20,<0.24",
             "pytest>=8.3,<10",

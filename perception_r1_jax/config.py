@@ -233,8 +233,8 @@ def default_config() -> ConfigDict:
     return config.lock()
 
 
-def resolve(config: ConfigDict) -> ConfigDict:
-    """The config as it runs: a copy, with what `fidelity="paper"` sets, and checked.
+def resolve(config: ConfigDict, *, paths: bool = True) -> ConfigDict:
+    """The config as it runs: a copy, with what `fidelity="paper"` sets, and checked; without `paths` as `validate`.
 
     Raises:
         UserError, FileNotFoundError: as `validate`.
@@ -242,12 +242,12 @@ def resolve(config: ConfigDict) -> ConfigDict:
     config = config.copy_and_resolve_references()
     if config.fidelity == "paper":
         config.update_from_flattened_dict(PAPER)
-    validate(config)
+    validate(config, paths=paths)
     return config
 
 
-def validate(config: ConfigDict) -> None:
-    """Checks a config before any device work.
+def validate(config: ConfigDict, *, paths: bool = True) -> None:
+    """Checks a config before any device work; without `paths`, for those who read no file that it names, all the rest.
 
     Raises:
         UserError: a field with an impossible value, batch sizes that do not divide, or an instruction file
@@ -268,9 +268,10 @@ def validate(config: ConfigDict) -> None:
     _require(config, "rollout.min_new_tokens", minimum <= limit, f"it is above the largest response bucket, {limit}")
     check_divides("grpo.micro_batch_prompts", config.grpo.micro_batch_prompts, config.rollout.prompts_per_step)
     check_divides("grpo.micro_batch_samples", config.grpo.micro_batch_samples, config.rollout.samples_per_prompt)
-    _check_paths(config)
-    _check_evaluation(config)
-    load_instruction(config)
+    if paths:
+        _check_paths(config)
+        _check_evaluation(config)
+        load_instruction(config)
 
 
 def check_fields(config: ConfigDict, least: Mapping[str, float]) -> None:

@@ -103,8 +103,13 @@ def batch_sharding(mesh: Mesh, shape: Sequence[int], axis: int = 0) -> NamedShar
 
 def put_batch(mesh: Mesh, batch: Any) -> Any:
     """Moves a tree of numpy arrays with leading batch dimension onto the mesh; every device gets a number whole."""
+    return jax.tree.map(lambda x: jax.device_put(x, _batch_place(mesh, np.shape(x))), batch)
 
-    def place(x):
-        return batch_sharding(mesh, np.shape(x)) if np.ndim(x) else replicated(mesh)
 
-    return jax.tree.map(lambda x: jax.device_put(x, place(x)), batch)
+def abstract_batch(mesh: Mesh, batch: Any) -> Any:
+    """Shape, dtype and sharding of what `put_batch` would give, for arrays or their shapes."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_batch_place(mesh, x.shape)), batch)
+
+
+def _batch_place(mesh, shape):
+    return batch_sharding(mesh, shape) if shape else replicated(mesh)

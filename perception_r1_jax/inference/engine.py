@@ -56,6 +56,10 @@ class Engine:
     Attributes:
         config: the model's shapes.
         mesh: where it serves: the devices of the mesh it was given, with the least tensor parallelism that fits.
+        dtype: to compute in.
+        cache_dtype: of keys and values in the pools.
+        reshard: the program that makes the serving copy of parameters.
+        programs: all others.
     """
 
     def __init__(
@@ -69,6 +73,7 @@ class Engine:
         weights_memory: float = WEIGHTS_MEMORY,
         cache_memory: float = CACHE_MEMORY,
         cache_int8: bool = False,
+        memory: int | None = None,
     ):
         """Places the parameters, where there are any yet; `load` takes others later.
 
@@ -81,24 +86,25 @@ class Engine:
             weights_memory: share of a device's memory that the weights may take.
             cache_memory: share of a device's memory that the keys and values may take.
             cache_int8: keeps keys and values of prompts and pages in 8 bits.
+            memory: bytes of a device; what the device says if None.
 
         Raises:
             UserError: the weights do not fit, however they are split.
         """
-        memory = device_memory(mesh.devices.flat[0])
+        memory = device_memory(mesh.devices.flat[0]) if memory is None else memory
         self.config = config
         self.mesh = serving_mesh(mesh, config, dtype, weights_memory * memory)
-        self._dtype, self._slots, self._cache_bytes = jnp.dtype(dtype), slots, cache_memory * memory
-        self._cache_dtype = jnp.dtype(jnp.int8) if cache_int8 else self._dtype
-        self._recent_cost = token_bytes(config, self._dtype) / token_bytes(config, self._cache_dtype)
-        self._reshard = make_reshard(config, self.mesh, dtype)
-        self._params = None if params is None else self._reshard(params)
-        self._programs = Programs(config, self._dtype, self._cache_dtype)
+        self.dtype, self._slots, self._cache_bytes = jnp.dtype(dtype), slots, cache_memory * memory
+        self.cache_dtype = jnp.dtype(jnp.int8) if cache_int8 else self.dtype
+        self._recent_cost = token_bytes(config, self.dtype) / token_bytes(config, self.cache_dtype)
+        self.reshard = make_reshard(config, self.mesh, dtype)
+        self._params = None if params is None else self.reshard(params)
+        self.programs = Programs(config, self.dtype, self.cache_dtype)
 
     def load(self, params: Params) -> None:
         """Takes these parameters from now on: one program casts them and moves them to the serving mesh."""
         self._params = None
-        self._params = self._reshard(params)
+        self._params = self.reshard(params)
 
     def unload(self) -> None:
         """Lets go of the parameters, so that their room is free."""
@@ -107,8 +113,8 @@ class Engine:
     def layout(self) -> str:
         """Where the weights lie and how the batch is split, for people."""
         ways = self.mesh.shape["tensor"]
-        gib = count_params(self.config) * self._dtype.itemsize / ways / 2**30
-        return f"batch over {self.shards} x tensor {ways}, weights {gib:.2f} GiB a device in {self._dtype.name}"
+        gib = count_params(self.config) * self.dtype.itemsize / ways / 2**30
+        return f"batch over {self.shards} x tensor {ways}, weights {gib:.2f} GiB a device in {self.dtype.name}"
 
     @property
     def shards(self) -> int:
@@ -152,16 +158,16 @@ class Engine:
             raise RuntimeError("the engine has no parameters; `load` them first.")
         if choice_ids and forced is None:
             raise ValueError(f"choice_ids = {choice_ids} go with `forced`, which is None.")
-        pools = self._plan(prompts, samples, sampling)
+        pools = self.plan(prompts, samples, sampling)
         generation = Generation(
             prompts, samples, sampling, pools, self.shards, forced=forced, limits=limits, decode=decode
         )
-        length, per_token = prompts.tokens.shape[1], token_bytes(self.config, self._cache_dtype)
+        length, per_token = prompts.tokens.shape[1], token_bytes(self.config, self.cache_dtype)
         generation.stats.cache_bytes = round(self.shards * pools.tokens(length, self._recent_cost) * per_token)
         generation.stats.prompt_bytes = self.shards * pools.prompts * length * per_token
         with jax.set_mesh(self.mesh):
             Call(
-                self._programs,
+                self.programs,
                 self._params,
                 self.mesh,
                 generation,
@@ -176,9 +182,10 @@ class Engine:
     @property
     def compilations(self) -> int:
         """Programs compiled so far. All that prompts of one shape need are compiled with the first of them."""
-        return self._programs.compilations
+        return self.programs.compilations
 
-    def _plan(self, prompts: PromptBatch, samples: int, sampling: Sampling) -> Pools:
+    def plan(self, prompts: PromptBatch, samples: int, sampling: Sampling) -> Pools:
+        """Sizes of the pools for such a call; arguments and errors as of `generate`. Only shapes are read."""
         ways = self.mesh.shape["tensor"]
         return plan_pools(
             prompts=-(-len(prompts.lengths) // self.shards),
@@ -186,6 +193,6 @@ class Engine:
             prompt_tokens=prompts.tokens.shape[1],
             new_tokens=sampling.max_new_tokens,
             slots=self._slots,
-            budget=self._cache_bytes * ways / token_bytes(self.config, self._cache_dtype),
+            budget=self._cache_bytes * ways / token_bytes(self.config, self.cache_dtype),
             recent_cost=self._recent_cost,
         )

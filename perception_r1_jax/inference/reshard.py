@@ -61,4 +61,9 @@ def make_reshard(config: ModelConfig, mesh: Mesh, dtype: DTypeLike) -> Callable[
         return cast_params(serving_params(params), dtype)  # a layer is cast by itself, not the whole stack
 
     shapes = jax.eval_shape(move, abstract_params(config))
-    return jax.jit(move, out_shardings=tree_shardings(mesh, logical_axes(config, serving=True), shapes))
+    return jax.jit(move, out_shardings=serving_shardings(config, mesh, shapes))
+
+
+def serving_shardings(config: ModelConfig, mesh: Mesh, shapes: Params) -> Params:
+    """How the copy lies on its mesh; `shapes` are its own."""
+    return tree_shardings(mesh, logical_axes(config, serving=True), shapes)

@@ -42,8 +42,10 @@ def bucketed_batch(prompts: Sequence[Prompt], processor: Processor, config: Conf
     return batch_prompts(prompts, rows=len(prompts), length=length, windows=windows, pad_id=processor.pad_id)
 
 
-def make_engine(model: ModelConfig, mesh: Mesh, dtype: DTypeLike, config: ConfigDict) -> Engine:
-    """The engine of a run's rollouts, without parameters yet; `config` is `config.rollout`."""
+def make_engine(
+    model: ModelConfig, mesh: Mesh, dtype: DTypeLike, config: ConfigDict, memory: int | None = None
+) -> Engine:
+    """The engine of a run's rollouts, without parameters yet; `config` is `config.rollout`, `memory` as of `Engine`."""
     return Engine(
         model,
         None,
@@ -53,6 +55,7 @@ def make_engine(model: ModelConfig, mesh: Mesh, dtype: DTypeLike, config: Config
         weights_memory=config.weights_memory,
         cache_memory=config.cache_memory,
         cache_int8=config.cache_int8,
+        memory=memory,
     )
 
 

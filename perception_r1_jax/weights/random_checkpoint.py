@@ -17,7 +17,7 @@ import transformers
 
 from perception_r1_jax.assets import SMALL_TOKENIZER
 from perception_r1_jax.errors import UserError
-from perception_r1_jax.models import load_config
+from perception_r1_jax.models import ModelConfig, load_config
 from perception_r1_jax.processing.tokenizer import read_json
 from perception_r1_jax.weights.names import HfTensor, hf_tensors, nested_name
 from perception_r1_jax.weights.safetensors_io import write_shards
@@ -140,6 +140,12 @@ def write_random_checkpoint(
     draws = ((rename(name), _draw(tensor, seed, scale, spread).astype(dtype)) for name, tensor in tensors.items())
     write_shards(out, sizes, draws, max_shard_bytes=sum(sizes.values()) // 2)
     return out
+
+
+def random_model_config(family: str, tokenizer_dir: str | Path | None = None) -> ModelConfig:
+    """Shapes of the model that `write_random_checkpoint` writes without overrides; args and errors as of it."""
+    source = Path(tokenizer_dir or SMALL_TOKENIZER)
+    return load_config(_make_config(family, {}, _token_fields(family, source), "float32"))
 
 
 def _draw(tensor: HfTensor, seed: int, scale: float, spread: float) -> np.ndarray:

@@ -1,0 +1,87 @@
+"""What to set where a program does not fit, with the bytes that each setting would free on a device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from perception_r1_jax.plan.measure import ACTIVATIONS, Measured
+from perception_r1_jax.plan.programs import CACHE, JUDGE, OPTIMIZER, device_bytes
+from perception_r1_jax.plan.run import PlannedRun
+from perception_r1_jax.plan.serving import served_params
+
+LEAST_CACHE = 4
+"""Advice leaves a cache at least this part of what it has: with less, responses would wait for one another."""
+
+
+class Setting(NamedTuple):
+    """A setting, and about how many bytes of a device it frees for a program; 0 where only a plan can tell."""
+
+    text: str
+    frees: int
+
+
+def advise(run: PlannedRun, measured: Measured) -> list[Setting]:
+    """Settings that help a program that does not fit, those that free most first; all of them may be needed."""
+    stage = measured.name.split("/")[0]
+    found = _of_training(run, measured) if stage == "train" else _of_serving(run, measured, stage)
+    return sorted([*found, *_of_state(run, measured)], key=lambda setting: -setting.frees)
+
+
+def _of_state(run: PlannedRun, measured: Measured) -> Iterator[Setting]:
+    """What stays on the devices throughout."""
+    devices = run.mesh.devices.size
+    if run.mesh.shape["data"] > 1:
+        held = device_bytes((run.state.params, run.state.opt_state))
+        yield Setting("config.mesh.data=1 and config.mesh.fsdp=-1", held - held // run.mesh.shape["data"])
+    if run.config.optimizer.name == "adamw" and measured.bytes[OPTIMIZER]:
+        yield Setting(
+            "config.optimizer.name=muon, with one moment for the layers' matrices", measured.bytes[OPTIMIZER] // 2
+        )
+    if measured.bytes[JUDGE]:
+        yield Setting("a judge of half as many parameters (config.judge.path)", measured.bytes[JUDGE] // 2)
+    if measured.bytes[OPTIMIZER]:
+        split = device_bytes((run.state.params, run.state.opt_state))
+        yield Setting(f"twice as many devices ({2 * devices})", split // 2)
+
+
+def _of_training(run: PlannedRun, measured: Measured) -> Iterator[Setting]:
+    config, ways = run.config, run.mesh.shape["data"] * run.mesh.shape["fsdp"]
+    if config.model.remat != "full":
+        yield Setting("config.model.remat=full", 0)
+    rows = config.grpo.micro_batch_prompts * config.grpo.micro_batch_samples
+    if rows > ways:
+        yield Setting(
+            f"micro-batches of {ways} rows (config.grpo.micro_batch_prompts x micro_batch_samples), now {rows}",
+            measured.bytes[ACTIVATIONS] * (rows - ways) // rows,
+        )
+    chunk = config.grpo.log_prob_chunk
+    logits = max(rows // ways, 1) * chunk * run.policy.vocab_size * 4
+    if chunk > 1:
+        yield Setting(f"config.grpo.log_prob_chunk={chunk // 2}", logits)
+    if not config.model.freeze_vision and run.policy.vision:
+        vision = (run.state.params["vision"],)
+        yield Setting("config.model.freeze_vision=True", 3 * device_bytes(vision))
+
+
+def _of_serving(run: PlannedRun, measured: Measured, stage: str) -> Iterator[Setting]:
+    cache = measured.bytes[CACHE]
+    if stage == "judge":
+        fewer = run.config.judge.batch_size // 2
+        if fewer and cache:
+            yield Setting(f"config.judge.batch_size={fewer}", 0)
+        return
+    if cache:
+        over = max(measured.total - measured.memory, 0)
+        left = max(cache - over, cache // LEAST_CACHE)
+        share = math.floor(1000 * left / measured.memory) / 1000
+        same = (
+            "" if run.config.rollout.cache_int8 else " (config.rollout.cache_int8=True halves what a token takes of it)"
+        )
+        yield Setting(f"config.rollout.cache_memory={share}{same}", cache - left)
+    ways = run.rollouts.mesh.shape["tensor"]
+    if ways < run.policy.num_kv_heads:
+        weights = device_bytes(served_params(run.rollouts, run.state.params))
+        share = math.ceil(100 * weights / 2 / measured.memory) / 100
+        yield Setting(f"config.rollout.weights_memory={share}: split over {2 * ways} devices", weights // 2)

@@ -1,0 +1,45 @@
+"""Bytes that a device sends in a collective."""
+
+from __future__ import annotations
+
+import re
+
+from perception_r1_jax.plan.hlo import Computation, Instruction
+
+_KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
+
+
+def sent_bytes(computation: Computation, instruction: Instruction, devices: int) -> tuple[str, float]:
+    """The kind of a collective, and the bytes that each device sends when it runs as a ring; ("", 0) for all else.
+
+    With n devices in a group, (n - 1) / n of the whole array goes through each link to gather or to scatter it, and
+    twice as much to reduce it for all (Patarasuk and Yuan, 2009).
+    """
+    kind = instruction.opcode.removesuffix("-start")
+    if kind not in _KINDS:
+        return "", 0.0
+    taken = sum(shape.size for name in instruction.operands for shape in computation.instructions[name].shapes)
+    share = 1 - 1 / _group_size(instruction, devices)
+    if kind == "all-reduce":
+        # TPUs scatter a sum by a fusion that looks like the whole sum and a slice of it.
+        return ("reduce-scatter", taken * share) if "reduce-scatter" in computation.name else (kind, 2 * taken * share)
+    if kind == "all-gather":
+        return kind, taken * _group_size(instruction, devices) * share
+    if kind.startswith("collective"):
+        return kind, float(taken)
+    return kind, taken * share
+
+
+def _group_size(instruction: Instruction, devices: int) -> int:
+    """Devices that take part in it together: listed, as groups x size, or as axes of a mesh; else all of them."""
+    if listed := instruction.attribute(r"replica_groups=\{\{([\d,]*)\}"):
+        return len(listed.split(","))
+    if counted := instruction.attribute(r"replica_groups=\[\d+,(\d+)\]"):
+        return int(counted)
+    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", instruction.rest):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
+        size = 1
+        for axis in re.findall(r"'(\w+)'", mesh[2]):
+            size *= int(sizes[axis])
+        return size
+    return devices

@@ -1,0 +1,57 @@
+"""Makes a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ml_collections import ConfigDict
+
+from perception_r1_jax.errors import UserError
+from perception_r1_jax.models import count_params
+from perception_r1_jax.plan.advice import advise
+from perception_r1_jax.plan.measure import Measured, measure
+from perception_r1_jax.plan.report import Plan
+from perception_r1_jax.plan.run import PlannedRun, plan_run, run_programs
+from perception_r1_jax.plan.topologies import find_target
+
+
+def make_plan(config: ConfigDict, topology: str, on_program: Callable[[Measured], None], *, only: str = "") -> Plan:
+    """Compiles the programs of a run.
+
+    Args:
+        config: resolved.
+        topology: as of `find_target`.
+        on_program: called after each program.
+        only: how the names of the programs to compile begin; "" compiles all.
+
+    Raises:
+        UserError: topology, models or mesh that cannot be planned for, or no program of such a name.
+    """
+    target = find_target(topology)
+    run = plan_run(config, target)
+    share = _share_of_full_attention(run)
+    made, problems = run_programs(run)
+    chosen = [program for program in made if program.name.startswith(only)]
+    if not chosen:
+        raise UserError(f"no program's name begins with {only!r}: they are rollout/..., judge/... and train/...")
+    programs = []
+    for program in chosen:
+        programs.append(measure(program, target, share))
+        on_program(programs[-1])
+    advice = {program.name: advise(run, program) for program in programs if not program.fits}
+    return Plan(target, _layout(run), [*run.problems, *problems], programs, advice)
+
+
+def _share_of_full_attention(run: PlannedRun) -> float:
+    """How often the only conditional of the models takes its second branch: full attention in the vision tower."""
+    vision = run.policy.vision
+    return len(vision.full_attention_layers) / vision.depth if vision else 0.0
+
+
+def _layout(run: PlannedRun) -> list[str]:
+    mesh = " x ".join(f"{name} {size}" for name, size in run.mesh.shape.items())
+    lines = [f"policy {count_params(run.policy) / 1e9:.2f} B, training over {mesh}"]
+    lines.append(f"rollouts: {run.rollouts.layout()}")
+    if run.judging:
+        lines.append(f"judge {count_params(run.judge) / 1e9:.2f} B: {run.judging.layout()}")
+    return lines

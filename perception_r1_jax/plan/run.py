@@ -1,0 +1,221 @@
+"""From a config to all programs of its run on some devices."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from perception_r1_jax.errors import UserError
+from perception_r1_jax.grpo.step import make_log_probs_fn, make_train_step
+from perception_r1_jax.inference import Engine
+from perception_r1_jax.inference.rollout import make_engine
+from perception_r1_jax.models import ModelConfig, Params, abstract_params, logical_axes
+from perception_r1_jax.plan import flops, shapes
+from perception_r1_jax.plan.models import model_shapes
+from perception_r1_jax.plan.programs import JUDGE, OPTIMIZER, PARAMETERS, Held, Program
+from perception_r1_jax.plan.serving import Calls, served_params, serving_programs
+from perception_r1_jax.plan.topologies import Target
+from perception_r1_jax.processing import bucket_size
+from perception_r1_jax.sharding import abstract_batch, make_mesh, tree_shardings
+from perception_r1_jax.training.optimizer import make_optimizer
+from perception_r1_jax.training.state import TrainState, abstract_state
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedRun:
+    """A run as shapes.
+
+    Attributes:
+        config: resolved.
+        mesh: of training.
+        policy: the policy's shapes.
+        judge: the judge's; None without one.
+        state: parameters and optimizer.
+        reference: the reference policy's parameters; None without a KL term.
+        rollouts: the engine of rollouts, and of evaluation.
+        judging: the judge's engine; None without one.
+        problems: what keeps the run from starting as the config says, though its programs may be compiled.
+    """
+
+    config: ConfigDict
+    mesh: Mesh
+    policy: ModelConfig
+    judge: ModelConfig | None
+    state: TrainState
+    reference: Params | None
+    rollouts: Engine
+    judging: Engine | None
+    problems: tuple[str, ...]
+
+
+def plan_run(config: ConfigDict, target: Target) -> PlannedRun:
+    """The run of a resolved config on these devices.
+
+    Raises:
+        UserError: a model that is not known, or a mesh or an engine that the devices cannot hold.
+    """
+    mesh = make_mesh(**config.mesh, devices=target.devices)
+    dtype, problems = jnp.dtype(config.model.dtype), []
+    policy = model_shapes("model.path", config.model.path, config.model.tokenizer, "qwen2_5_vl")
+    judge = None
+    if config.judge.path:
+        tokenizer = config.judge.tokenizer or config.model.tokenizer
+        judge = model_shapes("judge.path", config.judge.path, tokenizer, "qwen2")
+
+    def rollouts(**fields):
+        return make_engine(policy, mesh, dtype, ConfigDict({**config.rollout, **fields}), target.memory)
+
+    def judging(**fields):
+        return Engine(judge, None, mesh, dtype=dtype, memory=target.memory, **fields)
+
+    optimizer = make_optimizer(config.optimizer, config.steps, fidelity=config.fidelity)
+    return PlannedRun(
+        config=config,
+        mesh=mesh,
+        policy=policy,
+        judge=judge,
+        state=abstract_state(policy, optimizer, mesh, freeze_vision=config.model.freeze_vision),
+        reference=stored_params(policy, mesh, dtype) if config.grpo.kl_coefficient else None,
+        rollouts=_at_all_costs(rollouts, "the policy", problems),
+        judging=_at_all_costs(judging, "the judge", problems) if judge else None,
+        problems=tuple(problems),
+    )
+
+
+def _at_all_costs(make: Callable[..., Engine], who: str, problems: list[str]) -> Engine:
+    """The engine; where the weights are above their share of the memory, one with the least share that holds them."""
+    try:
+        return make()
+    except UserError as error:
+        problems.append(f"{who}: {error}")
+    share = 0.5
+    while True:
+        with contextlib.suppress(UserError):
+            return make(weights_memory=share)
+        share *= 1.2
+
+
+def stored_params(model: ModelConfig, mesh: Mesh, dtype) -> Params:
+    """Parameters as `weights.load_params` places them."""
+    shapes = abstract_params(model)
+    shardings = tree_shardings(mesh, logical_axes(model), shapes)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, dtype, sharding=s), shapes, shardings)
+
+
+def run_programs(run: PlannedRun) -> tuple[list[Program], list[str]]:
+    """All programs of a run, in the order in which they first run, and what keeps some from being made."""
+    programs, problems = [], []
+    calls = [_judge_calls(run)] if run.judging else []
+    calls.append(_rollout_calls(run))
+    if run.config.evaluation.split:
+        calls.append(_evaluation_calls(run))
+    for each in calls:
+        try:
+            programs += [x for x in serving_programs(each) if x.name != "evaluation/load"]  # the rollouts' own
+        except UserError as error:
+            problems.append(f"{each.name}: {error}")
+    if run.reference is not None:
+        programs.append(_log_probs(run))
+    return [*programs, _train_step(run)], problems
+
+
+def _kept(run: PlannedRun) -> Held:
+    """What lies on the devices throughout."""
+    judge = stored_params(run.judge, run.mesh, run.config.model.dtype) if run.judge else None
+    return {
+        PARAMETERS: (run.state.params, run.reference),
+        OPTIMIZER: run.state.opt_state,
+        JUDGE: served_params(run.judging, judge) if run.judge else None,
+    }
+
+
+def _rollout_calls(run: PlannedRun) -> Calls:
+    return Calls(
+        name="rollout",
+        engine=run.rollouts,
+        stored=run.state.params,
+        kind=PARAMETERS,
+        prompts=shapes.run_prompts(run.config, run.policy),
+        samples=run.config.rollout.samples_per_prompt,
+        sampling=shapes.run_sampling(run.config, run.policy),
+        choice_ids=(),
+        beside=_kept(run),
+        beside_load={**_kept(run), PARAMETERS: run.reference},
+    )
+
+
+def _evaluation_calls(run: PlannedRun) -> Calls:
+    rollout, evaluation = run.config.rollout, run.config.evaluation
+    return dataclasses.replace(
+        _rollout_calls(run),
+        name="evaluation",
+        prompts=shapes.prompt_shapes(
+            run.policy, evaluation.batch_size, rollout.prompt_buckets[-1], rollout.window_buckets[-1]
+        ),
+        samples=1,
+        sampling=shapes.greedy(run.policy, evaluation.max_new_tokens),
+    )
+
+
+def _judge_calls(run: PlannedRun) -> Calls:
+    judge = run.config.judge
+    constrained = judge.mode == "constrained"
+    tokens = bucket_size(judge.max_new_tokens, judge.max_new_tokens) if constrained else judge.max_new_tokens
+    return Calls(
+        name="judge",
+        engine=run.judging,
+        stored=stored_params(run.judge, run.mesh, jnp.dtype(run.config.model.dtype)),
+        kind=JUDGE,
+        prompts=shapes.prompt_shapes(run.judge, judge.batch_size, judge.max_prompt_tokens, 0),
+        samples=1,
+        sampling=shapes.greedy(run.judge, tokens),
+        choice_ids=shapes.CHOICE_IDS if constrained else (),
+        beside={**_kept(run), JUDGE: None},
+        beside_load={},
+    )
+
+
+def _train_step(run: PlannedRun) -> Program:
+    optimizer = make_optimizer(run.config.optimizer, run.config.steps, fidelity=run.config.fidelity)
+    step = make_train_step(run.policy, run.config, run.mesh, optimizer, banned_ids=shapes.banned_ids(run.policy))
+    batch = abstract_batch(run.mesh, shapes.run_batch(run.config, run.policy))
+    backward = 1 if run.config.model.freeze_vision else 3
+    return Program(
+        name="train/step",
+        mesh=run.mesh,
+        lower=lambda: step.lower(run.state, batch),
+        held=_kept(run),
+        given={PARAMETERS: run.state.params, OPTIMIZER: run.state.opt_state},
+        useful_flops=3 * _text_flops(run) + backward * _vision_flops(run),
+    )
+
+
+def _log_probs(run: PlannedRun) -> Program:
+    log_probs = make_log_probs_fn(run.policy, run.config, run.mesh, banned_ids=shapes.banned_ids(run.policy))
+    batch = abstract_batch(run.mesh, shapes.run_batch(run.config, run.policy))
+    return Program(
+        name="train/log_probs",
+        mesh=run.mesh,
+        lower=lambda: log_probs.lower(run.reference, batch.prompts, batch.responses, batch.mask),
+        held=_kept(run),
+        given={PARAMETERS: run.reference},
+        useful_flops=_text_flops(run) + _vision_flops(run),
+    )
+
+
+def _text_flops(run: PlannedRun) -> float:
+    rollout = run.config.rollout
+    length, tokens = rollout.prompt_buckets[-1], rollout.response_buckets[-1]
+    prompts, responses = rollout.prompts_per_step, rollout.prompts_per_step * rollout.samples_per_prompt
+    return flops.prompt_flops(run.policy, length, prompts) + flops.response_flops(run.policy, length, tokens, responses)
+
+
+def _vision_flops(run: PlannedRun) -> float:
+    rollout, vision = run.config.rollout, run.policy.vision
+    return flops.vision_flops(vision, rollout.window_buckets[-1], rollout.prompts_per_step) if vision else 0.0

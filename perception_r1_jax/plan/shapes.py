@@ -1,0 +1,92 @@
+"""Shapes of what a run feeds its programs, at the largest buckets of its config."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from perception_r1_jax.inference.sampling import Sampling
+from perception_r1_jax.models import ModelConfig
+from perception_r1_jax.records import WINDOW_PATCHES, PromptBatch, TrainBatch
+
+PAD_ID, STOP_IDS = 0, (1, 2)
+CHOICE_IDS = (3, 4)
+"""Which ids a tokenizer has for these does not change what a program takes."""
+
+
+def banned_ids(model: ModelConfig) -> tuple[int, ...]:
+    """The ids that sampling bans, as many as the processor finds."""
+    return tuple(range(5, 10)) if model.vision else ()
+
+
+def prompt_shapes(model: ModelConfig, rows: int, length: int, windows: int) -> PromptBatch:
+    """Shapes of a batch of prompts (`jax.ShapeDtypeStruct`), as `processing.batch_prompts` makes them."""
+    patch = model.vision.patch_dim if model.vision else 0
+    windows = windows if model.vision else 0
+    return PromptBatch(
+        tokens=_int(rows, length),
+        lengths=_int(rows),
+        positions=_int(rows, 3, length),
+        next_position=_int(rows),
+        image_slots=_int(rows, length),
+        prompt_ids=_of(jnp.uint32, rows),
+        patches=_of(jnp.float32, rows, windows, WINDOW_PATCHES, patch),
+        patch_positions=_int(rows, windows, WINDOW_PATCHES, 2),
+        patch_valid=_of(jnp.bool_, rows, windows, WINDOW_PATCHES),
+        image_ids=_int(rows, windows),
+    )
+
+
+def run_prompts(config: ConfigDict, model: ModelConfig) -> PromptBatch:
+    """Those of a step."""
+    rollout = config.rollout
+    return prompt_shapes(model, rollout.prompts_per_step, rollout.prompt_buckets[-1], rollout.window_buckets[-1])
+
+
+def run_batch(config: ConfigDict, model: ModelConfig) -> TrainBatch:
+    """What the train step consumes."""
+    shape = (config.rollout.prompts_per_step, config.rollout.samples_per_prompt, config.rollout.response_buckets[-1])
+    logps = _of(jnp.float32, *shape)
+    return TrainBatch(
+        prompts=run_prompts(config, model),
+        responses=_int(*shape),
+        mask=_of(jnp.bool_, *shape),
+        advantages=_of(jnp.float32, *shape[:2]),
+        reference_logps=logps if config.grpo.kl_coefficient else None,
+        rollout_logps=logps,
+    )
+
+
+def run_sampling(config: ConfigDict, model: ModelConfig) -> Sampling:
+    """How a run draws, as `inference.rollout.make_sampling` makes it."""
+    rollout = config.rollout
+    return Sampling(
+        max_new_tokens=rollout.response_buckets[-1],
+        stop_ids=STOP_IDS,
+        pad_id=PAD_ID,
+        temperature=rollout.temperature,
+        top_k=rollout.top_k,
+        top_p=rollout.top_p,
+        min_p=rollout.min_p,
+        banned_ids=banned_ids(model),
+        min_new_tokens=rollout.min_new_tokens,
+        stop_strings=rollout.stop_strings,
+    )
+
+
+def greedy(model: ModelConfig, new_tokens: int) -> Sampling:
+    """How judge and evaluation answer."""
+    return Sampling(
+        max_new_tokens=new_tokens, stop_ids=STOP_IDS, pad_id=PAD_ID, temperature=0.0, banned_ids=banned_ids(model)
+    )
+
+
+def _int(*shape: int) -> Any:
+    return _of(jnp.int32, *shape)
+
+
+def _of(dtype: Any, *shape: int) -> Any:
+    return jax.ShapeDtypeStruct(shape, dtype)

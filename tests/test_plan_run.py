@@ -1,0 +1,249 @@
+"""A plan compiles what a run compiles: the same functions, with arguments of the same shapes on the same devices."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from perception_r1_jax.config import default_config, resolve
+from perception_r1_jax.errors import UserError
+from perception_r1_jax.grpo.advantages import advantages_of_groups
+from perception_r1_jax.inference import Engine, Sampling
+from perception_r1_jax.models import abstract_params, count_params, load_config
+from perception_r1_jax.models.published import PUBLISHED
+from perception_r1_jax.plan import flops, shapes
+from perception_r1_jax.plan.models import model_shapes
+from perception_r1_jax.plan.programs import CACHE, JUDGE, OPTIMIZER, PARAMETERS, bytes_by_kind, device_bytes
+from perception_r1_jax.plan.run import plan_run, run_programs, stored_params
+from perception_r1_jax.plan.serving import Calls, serving_programs
+from perception_r1_jax.plan.topologies import Target
+from perception_r1_jax.records import Rollout, Scores
+from perception_r1_jax.sharding import make_mesh
+from perception_r1_jax.training.loop import make_train_batch
+from tests import tiny
+
+SAMPLING = Sampling(max_new_tokens=40, stop_ids=(tiny.STOP_ID,), pad_id=tiny.PAD_ID)
+PROGRAMS = ("embed", "prefill", "decode", "move")
+
+
+class Recorder:
+    """Stands in for a program and keeps what it is called with, or lowered with."""
+
+    def __init__(self, program, kept: list):
+        self._program, self._kept = program, kept
+
+    def __call__(self, *args, **kwargs):
+        self._keep(args, kwargs)
+        return self._program(*args, **kwargs)
+
+    def lower(self, *args, **kwargs):
+        self._keep(args, kwargs)
+        return self._program.lower(*args, **kwargs)
+
+    def _keep(self, args, kwargs):
+        def describe(x):
+            places = x.sharding.devices_indices_map(x.shape)
+            return x.shape, x.dtype, tuple((device.id, str(index)) for device, index in places.items())
+
+        leaves, structure = jax.tree.flatten(args)
+        self._kept.append((structure, tuple(map(describe, leaves)), tuple(sorted(kwargs.items(), key=lambda x: x[0]))))
+
+
+def recorded(engine: Engine) -> list:
+    """What the engine's programs will be called with from now on."""
+    kept = []
+    for name in PROGRAMS:
+        setattr(engine.programs, name, Recorder(getattr(engine.programs, name), kept))
+    return kept
+
+
+@pytest.mark.parametrize("forced", [False, True])
+def test_an_engine_is_planned_with_what_it_is_called_with(forced):
+    mesh = make_mesh(tensor=2)
+    prompts = tiny.prompt_batch([20, 24, 18, 24] * 2, [1, 1, 0, 1] * 2)
+    choices = (3, 4) if forced else ()
+    memory = {"memory": 4 * count_params(tiny.CONFIG), "weights_memory": 0.6, "cache_memory": 10.0}
+    ran = Engine(tiny.CONFIG, tiny.params(), mesh, slots=2, **memory)
+    run = recorded(ran)
+    answers = np.full((8, SAMPLING.max_new_tokens), 5, np.int32) if forced else None
+    ran.generate(prompts, 2, SAMPLING, jax.random.key(0), forced=answers, choice_ids=choices)
+    planned = Engine(tiny.CONFIG, None, mesh, slots=2, **memory)
+    plan = recorded(planned)
+    calls = Calls(
+        name="rollout",
+        engine=planned,
+        stored=stored_params(tiny.CONFIG, mesh, jnp.float32),
+        kind=PARAMETERS,
+        prompts=jax.eval_shape(lambda: jax.tree.map(jnp.asarray, prompts)),
+        samples=2,
+        sampling=SAMPLING,
+        choice_ids=choices,
+        beside={},
+        beside_load={},
+    )
+    for program in serving_programs(calls):
+        with jax.set_mesh(program.mesh):
+            program.lower()
+    assert ran.mesh.shape["tensor"] == 2
+    assert len(plan) == len(set(plan)) >= 5
+    assert set(plan) == set(run)
+
+
+def shape_of(tree):
+    """Shapes and dtypes of numpy or abstract arrays, None where there is none."""
+    return jax.tree.map(lambda x: (x.shape, np.dtype(x.dtype)), tree)
+
+
+def test_the_batch_has_the_shapes_that_the_loop_makes():
+    config = small_config()
+    prompts = tiny.prompt_batch([20] * 4, [1] * 4, length=32, windows=3)
+    shape = (4, 2, 16)
+    rollout = Rollout(np.zeros(shape, np.int32), np.ones(shape, bool), np.zeros(shape, np.float32), [], [])
+    total, valid = np.zeros(shape[:2], np.float32), np.ones(shape[:2], bool)
+    scores = Scores(total, {}, valid, [], [], {})
+    batch = make_train_batch(prompts, rollout, scores, advantages_of_groups(total, valid))
+    assert shape_of(shapes.run_batch(config, tiny.CONFIG)) == shape_of(batch)
+
+
+def small_config(**fields):
+    """A run of the tiny size; `fields` by dotted name with `__` for the dot."""
+    config = default_config()
+    values = {
+        "model.path": "random",
+        "model.dtype": "float32",
+        "judge.path": "random",
+        "judge.max_prompt_tokens": 64,
+        "judge.max_new_tokens": 32,
+        "judge.batch_size": 8,
+        "rollout.prompts_per_step": 4,
+        "rollout.samples_per_prompt": 2,
+        "rollout.prompt_buckets": (32,),
+        "rollout.window_buckets": (3,),
+        "rollout.response_buckets": (16,),
+        "grpo.micro_batch_prompts": 4,
+        "grpo.micro_batch_samples": 2,
+        **{name.replace("__", "."): value for name, value in fields.items()},
+    }
+    with config.unlocked():
+        config.update_from_flattened_dict(values)
+    return resolve(config, paths=False)
+
+
+def plan_of(memory: float = 2**30, **fields):
+    """The planned run of a small config on 4 devices of so many bytes."""
+    return plan_run(small_config(**fields), Target("local", jax.devices()[:4], int(memory), None))
+
+
+def test_what_lies_beside_a_program_is_counted_with_it():
+    run = plan_of(grpo__kl_coefficient=0.1)
+    programs, problems = run_programs(run)
+    held = {program.name: bytes_by_kind(program.held) for program in programs}
+    given = {program.name: bytes_by_kind(program.given) for program in programs}
+    state, reference = run.state, device_bytes(run.reference)
+    master, moments = device_bytes(state.params), device_bytes(state.opt_state)
+    assert problems == []
+    assert [name for name in held if name.startswith("train")] == ["train/log_probs", "train/step"]
+    judge = held["train/step"][JUDGE]
+    assert judge == 4 * count_params(run.judge)  # whole on each of the devices that serve
+    assert held["train/step"] == {PARAMETERS: master + reference, OPTIMIZER: moments, CACHE: 0, JUDGE: judge}
+    assert given["train/step"] == {PARAMETERS: master, OPTIMIZER: moments, CACHE: 0, JUDGE: 0}
+    assert given["train/log_probs"] == {PARAMETERS: reference, OPTIMIZER: 0, CACHE: 0, JUDGE: 0}
+    served = 4 * count_params(run.policy)
+    decoding = held["rollout/decode 2"]
+    assert decoding[PARAMETERS] == master + reference + served
+    assert (decoding[OPTIMIZER], decoding[JUDGE]) == (moments, judge)
+    assert decoding[CACHE] == given["rollout/decode 2"][CACHE] > 0
+    assert held["judge/decode 2"][PARAMETERS] == master + reference, "the policy's serving copy is gone by then"
+    stored = sum(bytes_by_kind(programs[0].given).values())
+    assert held["judge/load"] == {PARAMETERS: 0, OPTIMIZER: 0, CACHE: 0, JUDGE: judge + stored}, "the first of all"
+
+
+def test_programs_are_given_what_they_read():
+    """The compiled program's arguments are at least what the plan says it is given: nothing of that is left out."""
+    programs, _ = run_programs(plan_of())
+    for program in programs:
+        if program.name.split("/")[1].split()[0] in ("embed", "prefill", "decode", "move"):
+            with jax.set_mesh(program.mesh):
+                stats = program.lower().compile().memory_analysis()
+            given = sum(bytes_by_kind(program.given).values())
+            assert given <= stats.argument_size_in_bytes <= given + 2**20, program.name
+
+
+def test_a_run_without_judge_or_reference_has_no_programs_of_theirs():
+    programs, _ = run_programs(plan_of(judge__path=""))
+    assert {program.name.split("/")[0] for program in programs} == {"rollout", "train"}
+
+
+def test_an_evaluation_is_planned_where_there_is_one():
+    programs, _ = run_programs(plan_of(evaluation__split="test", evaluation__batch_size=4))
+    names = [program.name for program in programs]
+    assert "evaluation/decode 1" in names
+    assert "evaluation/load" not in names
+
+
+def test_weights_above_their_share_are_a_problem_and_are_planned_all_the_same():
+    whole = 4 * count_params(plan_of().policy)
+    run = plan_of(memory=whole)
+    assert [problem.split(":")[0] for problem in run.problems] == ["the policy"]
+    assert "weights take" in run.problems[0]
+    assert run.rollouts.mesh.shape["tensor"] == 2, "as many ways as there are key heads"
+
+
+def test_a_cache_without_room_is_a_problem():
+    programs, problems = run_programs(plan_of(rollout__cache_memory=1e-9))
+    assert [problem.split(":")[0] for problem in problems] == ["rollout"]
+    assert "train/step" in [program.name for program in programs]
+
+
+def test_published_models_need_not_be_there(shared_data):
+    for name in ("Qwen2.5-VL-3B-Instruct", "Qwen2.5-VL-7B-Instruct", "Qwen2.5-32B-Instruct"):
+        assert PUBLISHED[name] == load_config(shared_data / "qwen_configs" / name)
+        assert model_shapes("model.path", f"models/{name}", "", "qwen2_5_vl") == PUBLISHED[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [("Qwen2.5-VL-3B-Instruct", 3.75), ("Qwen2.5-VL-7B-Instruct", 8.29), ("Qwen2.5-VL-72B-Instruct", 73.41)],
+)
+def test_published_sizes(name, billions):
+    assert count_params(PUBLISHED[name]) == pytest.approx(billions * 1e9, rel=2e-3)
+
+
+def test_a_model_that_is_not_there_is_an_error():
+    with pytest.raises(UserError, match=r"config.model.path = 'mine' is neither .* Qwen2.5-VL-7B-Instruct"):
+        plan_of(model__path="mine")
+
+
+def test_useful_operations_of_text_are_those_of_weights_and_attention():
+    """Two for each weight of the layers and each token, and two products of q with k and weights with v."""
+    model = tiny.CONFIG
+    layers = abstract_params(model)["decoder"]["layers"]
+    weights = sum(
+        math.prod(x.shape) for path, x in jax.tree_util.tree_leaves_with_path(layers) if path[-1].key == "kernel"
+    )
+    assert flops.layers_flops(model, 10, 0) == 2 * weights * 10
+    heads = model.num_heads * model.head_dim
+    assert flops.layers_flops(model, 0, 7) == model.num_layers * 4 * heads * 7
+    head = abstract_params(model)["decoder"]["head"]["kernel"].shape
+    assert flops.head_flops(model, 3) == 2 * math.prod(head) * 3
+
+
+def test_useful_operations_of_pictures():
+    vision = tiny.CONFIG.vision
+    kernels = jax.tree_util.tree_leaves_with_path(abstract_params(tiny.CONFIG)["vision"])
+    in_layers, merger, embed = 0, 0, 0
+    for path, x in kernels:
+        if path[-1].key == "kernel":
+            size = math.prod(x.shape)
+            in_layers += size if path[0].key == "layers" else 0
+            merger += size if path[0].key == "merger" else 0
+            embed += size if path[0].key == "patch_embed" else 0
+    patches = 3 * 64
+    keys = [3 * 64 if layer in vision.full_attention_layers else 64 for layer in range(vision.depth)]
+    expected = patches * (2 * (in_layers + embed + merger / 4) + 4 * vision.hidden_size * sum(keys))
+    assert flops.vision_flops(vision, 3, 1) == expected
+    assert flops.vision_flops(vision, 3, 5) == 5 * expected
