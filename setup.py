@@ -19,6 +19,7 @@ INSTALL = [
     "optax>=0.2.8,<0.3",
     "orbax-checkpoint>=0.12.8,<0.13",
     "pillow>=11,<14",
+    "protobuf>=5.29.6,<8",
     "pyarrow>=20,<27",
     "rich>=13.9,<16",
     "safetensors>=0.8,<0.9",

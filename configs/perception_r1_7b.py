@@ -37,13 +37,14 @@ def get_config() -> ConfigDict:
     config.model.remat = "full"  # a row has 8,192 tokens: keep only the layers' inputs
     config.model.freeze_vision = False  # the vision tower trains too: it is what should see better
 
-    config.judge.path = "Qwen2.5-32B-Instruct"  # theirs: AWQ int4 of it
+    config.judge.path = "Qwen2.5-32B-Instruct"  # theirs: AWQ int4 of it, which loads too
     config.judge.tokenizer = ""  # the judge's own
     config.judge.prompt = ""  # this project's wording; theirs is read from a JSON file that this names
     config.judge.mode = "constrained"  # theirs, under "paper", is "free": parsed, however it is formed
     config.judge.max_prompt_tokens = 8_192  # instruction, annotations and a response of up to 4,096 tokens
     config.judge.max_new_tokens = 512  # tokens; a verdict takes about 10
     config.judge.batch_size = 64  # ours: requests judged at once, of the 1,024 of a step
+    config.judge.weights_int8 = False  # True: its 66 GB of bfloat16 become 33
     config.judge.on_failure = "drop_sample"  # theirs, under "paper", is "abort": a failed request kills the step
     config.judge.max_failure_rate = 0.5  # a judge that fails on most of a step has something wrong with it
     config.judge.failure_window = 1024  # judgements: a step's

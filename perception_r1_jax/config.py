@@ -136,7 +136,7 @@ def default_config() -> ConfigDict:
     config.model.freeze_vision = False  # True trains the decoder only
 
     config.judge = ConfigDict()  # the model behind the visual reward
-    # As model.path, a Qwen2.5 text model; or the address of an OpenAI-compatible endpoint, such as
+    # As model.path, a text model; or the address of an OpenAI-compatible endpoint, such as
     # http://localhost:8000/v1 (docs/judge.md). "" runs without a judge (no visual reward).
     config.judge.path = ""
     config.judge.tokenizer = ""  # folder of the tokenizer, where it is not the judge's own
@@ -145,6 +145,7 @@ def default_config() -> ConfigDict:
     config.judge.max_prompt_tokens = 8192  # tokens: instruction, annotations and response; a longer request fails
     config.judge.max_new_tokens = 512  # tokens of an answer
     config.judge.batch_size = 64  # requests judged at once, over all devices
+    config.judge.weights_int8 = False  # True keeps its matrices in 8 bits: half of bfloat16 (docs/judge.md)
     config.judge.on_failure = "drop_sample"  # or drop_term_for_group, zero, abort (docs/judge.md)
     config.judge.max_failure_rate = 0.5  # share of the last judgements that may fail; above it the run ends
     config.judge.failure_window = 1024  # so many are the last judgements; until there are as many, none is too many

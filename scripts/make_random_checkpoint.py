@@ -1,4 +1,4 @@
-"""Writes a small random Qwen2.5-VL or Qwen2.5 checkpoint in the published Hugging Face layout, without torch.
+"""Writes a small random checkpoint of any family in the published Hugging Face layout, without torch.
 
     python scripts/make_random_checkpoint.py --family qwen2_5_vl --out DIR [--config_overrides FILE] [--tokenizer DIR]
 

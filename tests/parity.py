@@ -17,11 +17,18 @@ from perception_r1_jax.weights.random_checkpoint import write_random_checkpoint
 
 OVERRIDES = {"vision_config": {"depth": 4, "fullatt_block_indexes": [1, 3]}}
 LENGTH, WINDOWS = 192, 16
+_HEADS = {"hidden_size": 80, "num_attention_heads": 10, "num_key_value_heads": 2, "rms_norm_eps": 1e-5}
 TEXT_MODELS = {
-    "tied": {"hidden_size": 112, "num_attention_heads": 14, "num_key_value_heads": 2, "tie_word_embeddings": True},
-    "untied": {"hidden_size": 80, "num_attention_heads": 10, "num_key_value_heads": 2, "rms_norm_eps": 1e-5},
+    "tied": (
+        "qwen2",
+        {"hidden_size": 112, "num_attention_heads": 14, "num_key_value_heads": 2, "tie_word_embeddings": True},
+    ),
+    "untied": ("qwen2", _HEADS),
+    "mistral": ("mistral", _HEADS | {"head_dim": 16}),
+    "llama": ("llama", _HEADS),
 }
-"""Qwen2 models: the tied one with the heads of the 0.5B, the other with five query heads a key head, as the 32B."""
+"""Family and overrides. The tied Qwen2 has the heads of the 0.5B, the other five query heads a key head, as the 32B.
+The Mistral's heads together are wider than its hidden size, as Mistral-Nemo's are narrower."""
 TEXT_LENGTH = 64
 
 
@@ -32,7 +39,8 @@ def write_checkpoint(folder: Path) -> Path:
 
 def write_text_checkpoint(folder: Path, name: str) -> Path:
     """One of `TEXT_MODELS`, as random as the other."""
-    return write_random_checkpoint(folder, "qwen2", TEXT_MODELS[name], seed=11, scale=6.0)
+    family, overrides = TEXT_MODELS[name]
+    return write_random_checkpoint(folder, family, overrides, seed=11, scale=6.0)
 
 
 def drawing(width: int, height: int, seed: int) -> bytes:

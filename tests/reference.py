@@ -13,11 +13,13 @@ from perception_r1_jax.records import Prompt
 
 
 class Reference:
-    """Qwen2.5-VL or Qwen2 by transformers, float32, one prompt at a time."""
+    """Qwen2.5-VL or a text model by transformers, float32, one prompt at a time."""
 
     def __init__(self, directory: Path, processor: Processor):
         self.is_vl = processor.pictures is not None
-        architecture = transformers.Qwen2_5_VLForConditionalGeneration if self.is_vl else transformers.Qwen2ForCausalLM
+        architecture = (
+            transformers.Qwen2_5_VLForConditionalGeneration if self.is_vl else transformers.AutoModelForCausalLM
+        )
         self.model = architecture.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager").eval()
         self.processor = processor
 

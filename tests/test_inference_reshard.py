@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from perception_r1_jax.errors import UserError
-from perception_r1_jax.inference.reshard import serving_mesh
+from perception_r1_jax.inference.reshard import Serving, serving_mesh
 from perception_r1_jax.models import VisionConfig, count_params
 from perception_r1_jax.sharding import make_mesh
 from tests import tiny
@@ -36,10 +36,13 @@ SEVEN_B = dataclasses.replace(
 )
 
 
+SEVEN_B_SERVING = Serving(SEVEN_B, jnp.dtype(jnp.bfloat16))
+
+
 @pytest.mark.parametrize(("memory", "tensor"), [(80, 1), (40, 1), (32, 2), (16, 4)])
 def test_seven_billion_parameters_are_split_only_as_far_as_needed(memory, tensor):
     assert count_params(SEVEN_B) == 8_292_166_656
-    mesh = serving_mesh(make_mesh(), SEVEN_B, jnp.bfloat16, 0.45 * memory * GIB)
+    mesh = serving_mesh(make_mesh(), SEVEN_B_SERVING, 0.45 * memory * GIB)
     assert mesh.shape == {"data": 8 // tensor, "fsdp": 1, "tensor": tensor}
 
 
@@ -47,11 +50,11 @@ def test_key_heads_bound_the_split():
     with pytest.raises(
         UserError, match=r"take 15.45 GiB in bfloat16, .* may hold 3.60 GiB .* 8 devices and 4 key heads"
     ):
-        serving_mesh(make_mesh(), SEVEN_B, jnp.bfloat16, 0.45 * 8 * GIB)
+        serving_mesh(make_mesh(), SEVEN_B_SERVING, 0.45 * 8 * GIB)
 
 
 def test_a_single_device_holds_all_or_says_what_is_missing():
     mesh = make_mesh(devices=jax.devices()[:1])
-    assert serving_mesh(mesh, tiny.CONFIG, jnp.float32, 1e9).shape["tensor"] == 1
+    assert serving_mesh(mesh, Serving(tiny.CONFIG, jnp.dtype(jnp.float32)), 1e9).shape["tensor"] == 1
     with pytest.raises(UserError, match="Use more or larger devices, or a larger share"):
-        serving_mesh(mesh, tiny.CONFIG, jnp.float32, 1000.0)
+        serving_mesh(mesh, Serving(tiny.CONFIG, jnp.dtype(jnp.float32)), 1000.0)

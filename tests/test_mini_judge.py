@@ -6,6 +6,7 @@ things are said of it.
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import jax
@@ -28,8 +29,7 @@ AGREEMENT = 0.97
 CASES = 128
 
 
-@pytest.fixture(scope="module")
-def judge():
+def load(dtype, *, weights_int8: bool = False):
     return load_judge(
         MINI_JUDGE,
         make_mesh(devices=jax.devices()[:1]),
@@ -38,8 +38,14 @@ def judge():
         max_prompt_tokens=160,
         max_new_tokens=224,  # these ask about more than the needed facts, which are all that a run asks about
         batch_size=32,
-        dtype=jnp.float32,
+        dtype=dtype,
+        weights_int8=weights_int8,
     )
+
+
+@pytest.fixture(scope="module")
+def judge():
+    return load(jnp.float32)
 
 
 def digit_changed(fact: Fact, rng: random.Random) -> str:
@@ -87,6 +93,20 @@ def agreement(judge, requests: list[JudgeRequest]) -> float:
 
 def test_it_agrees_on_responses_of_a_split_that_it_never_saw(judge):
     assert agreement(judge, [judge_case(index, "test") for index in range(CASES)]) >= AGREEMENT
+
+
+@pytest.mark.slow
+def test_in_8_bits_it_says_what_it_says_in_bfloat16():
+    requests = [judge_case(index, "test") for index in range(CASES)]
+    whole, small = (load(jnp.bfloat16, weights_int8=int8).judge(requests) for int8 in (False, True))
+    pairs = [
+        pair
+        for one, other in zip(whole, small)
+        for pair in itertools.zip_longest(one.verdicts or (), other.verdicts or ())
+    ]
+    share = np.mean([one == other for one, other in pairs])
+    print(f"{share:.2%} of {len(pairs)} verdicts agree")
+    assert share >= 0.99
 
 
 OVERLOOKED = pytest.mark.xfail(strict=True, reason="71%: it quotes the statement that is right (docs/claim.md)")

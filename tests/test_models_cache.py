@@ -14,7 +14,7 @@ from jax.sharding import AxisType, Mesh
 
 from perception_r1_jax.inference import Sampling, sampling
 from perception_r1_jax.inference.programs import Slots, decode_stretch
-from perception_r1_jax.inference.reshard import make_reshard, serving_mesh
+from perception_r1_jax.inference.reshard import Serving, make_reshard, serving_mesh
 from perception_r1_jax.models import (
     KeyValues,
     Tables,
@@ -62,7 +62,7 @@ def programs():
         return decode_stretch(CONFIG, params, prompts, pages, slots, tables, key, **arguments)
 
     with jax.set_mesh(mesh):
-        params = make_reshard(CONFIG, mesh, jnp.float32)(init_params(CONFIG, jax.random.key(0)))
+        params = make_reshard(Serving(CONFIG, jnp.dtype(jnp.float32)), mesh)(init_params(CONFIG, jax.random.key(0)))
         empty = jax.jit(functools.partial(KeyValues.empty, CONFIG, SHARDS), static_argnums=(0, 1, 2))
         pages, recent = empty(PAGES, SPAN, jnp.float32), empty(SLOTS, SPAN, jnp.float32)
         arguments = params, *put_batch(mesh, (prompts, np.tile(np.arange(PROMPTS, dtype=np.int32), (SHARDS, 1))))
@@ -131,8 +131,9 @@ def test_a_mesh_serves_in_the_order_of_its_devices():
     training = Mesh(order, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
     shardings = tree_shardings(training, logical_axes(tiny.CONFIG), abstract_params(tiny.CONFIG))
     params = jax.device_put(tiny.params(), shardings)
-    mesh = serving_mesh(training, tiny.CONFIG, jnp.float32, 1e9)
+    serving = Serving(tiny.CONFIG, jnp.dtype(jnp.float32))
+    mesh = serving_mesh(training, serving, 1e9)
     assert mesh.devices.flat[:].tolist() == order.flat[:].tolist()
-    served = make_reshard(tiny.CONFIG, mesh, jnp.float32)(params)
+    served = make_reshard(serving, mesh)(params)
     expected = serving_params(tiny.params())
     jax.tree.map(np.testing.assert_array_equal, served, expected)

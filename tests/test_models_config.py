@@ -9,7 +9,7 @@ import json
 import pytest
 import transformers
 
-from perception_r1_jax.models import VisionConfig, abstract_params, load_config
+from perception_r1_jax.models import VisionConfig, abstract_params, count_params, load_config
 from tests import tiny
 
 MODELS = [f"Qwen2.5-VL-{size}-Instruct" for size in ("3B", "7B", "32B", "72B")]
@@ -158,6 +158,57 @@ def test_a_text_model_has_no_vision(vl):
     assert config.head_dim == 8
 
 
+MISTRAL = {
+    "model_type": "mistral",
+    "vocab_size": 32768,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 1000000.0,
+    "sliding_window": None,
+    "tie_word_embeddings": False,
+}
+"""Mistral-7B-Instruct-v0.3."""
+
+
+def test_a_mistral_has_no_biases(tmp_path):
+    config = load_config(MISTRAL)
+    assert (config.head_dim, config.attention_bias, config.rms_norm_eps) == (128, False, 1e-5)
+    assert set(abstract_params(config)["decoder"]["layers"]["attention"]["q"]) == {"kernel"}
+    assert count_params(config) == 7_248_023_552  # as published
+    assert load_config(as_transformers_5(MISTRAL, tmp_path)) == config
+
+
+@pytest.mark.parametrize(
+    ("family", "field", "value", "message"),
+    [
+        (
+            "mistral",
+            "sliding_window",
+            4096,
+            "sliding_window 4096 is not covered. .* none from v0.2 on. .* set it to null",
+        ),
+        ("llama", "attention_bias", True, "attention_bias is True; only False is covered"),
+        ("llama", "mlp_bias", True, "mlp_bias is True; only False is covered"),
+        ("llama", "rope_scaling", {"rope_type": "llama3", "factor": 8.0}, "rotary scaling 'llama3' is not covered"),
+    ],
+)
+def test_what_these_families_may_have_beside_is_named(family, field, value, message):
+    with pytest.raises(ValueError, match=f"^config: {message}"):
+        load_config(MISTRAL | {"model_type": family, field: value})
+
+
+def test_the_first_llamas_leave_out_the_base_of_their_positions():
+    bare = {name: value for name, value in MISTRAL.items() if name != "rope_theta"}
+    assert load_config(bare | {"model_type": "llama"}).rope_theta == 10_000.0
+    with pytest.raises(ValueError, match="field 'rope_theta' is missing"):
+        load_config(bare)
+
+
 def change(config: dict, path: str, value) -> dict:
     *parents, name = path.split(".")
     inner = config
@@ -170,7 +221,11 @@ def change(config: dict, path: str, value) -> dict:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("model_type", "qwen2_vl", "model_type 'qwen2_vl' is not supported; this project runs qwen2_5_vl and qwen2"),
+        (
+            "model_type",
+            "qwen2_vl",
+            "model_type 'qwen2_vl' is not supported; this project runs qwen2_5_vl, qwen2, mistral, llama",
+        ),
         ("model_type", None, "model_type None is not supported"),
         ("use_sliding_window", True, "use_sliding_window is True; only False is covered"),
         ("hidden_act", "gelu", "hidden_act is 'gelu'; only 'silu' is covered"),

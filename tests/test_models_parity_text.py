@@ -1,4 +1,4 @@
-"""The text-only family against transformers, tied and untied: live where torch is there, and by recorded outputs."""
+"""The text-only families against transformers: live where torch is there, and by recorded outputs."""
 
 from __future__ import annotations
 

@@ -1,14 +1,19 @@
-"""Keys and values in 8 bits: the error of a number, and of what is drawn with them."""
+"""Numbers in 8 bits: their error, and what is drawn with keys and values, or weights, that are kept so."""
 
 from __future__ import annotations
+
+import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from perception_r1_jax.inference import Engine, Sampling
+from perception_r1_jax.inference.reshard import Serving, device_memory
 from perception_r1_jax.models import token_bytes
-from perception_r1_jax.models.quantized import quantize
+from perception_r1_jax.models.quantized import contract, contract_rows, look_up, quantize
 from perception_r1_jax.sharding import make_mesh
 from tests import tiny
 
@@ -25,6 +30,81 @@ def test_a_number_is_off_by_half_a_step_at_most():
     step = np.abs(x).max(-1, keepdims=True) / 127
     assert (np.abs(back - x) <= 0.5001 * step).all()
     assert (np.abs(np.asarray(kept.values)).max(-1)[1:] == 127).all()
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("axes", [(0,), (0, 1), (2,)])
+def test_each_run_along_the_axes_has_its_scale(axes, dtype):
+    x = np.random.default_rng(1).normal(size=(6, 5, 4)).astype(np.float32)
+    kept = quantize(jnp.asarray(x), axes, dtype)
+    assert kept.scales.dtype == dtype
+    scales = np.expand_dims(np.asarray(kept.scales, np.float32), axes)
+    largest = np.abs(x).max(axes, keepdims=True)
+    np.testing.assert_allclose(scales, largest / 127, rtol=float(jnp.finfo(dtype).eps))
+    off = np.abs(np.asarray(kept.values, np.float32) * scales - x)
+    assert (off <= 0.5001 * scales).all()  # also where the scale was rounded down, and the largest number is cut
+
+
+def test_products_are_those_of_the_numbers_that_are_kept():
+    rng = np.random.default_rng(2)
+    x, matrix, table = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((3, 4, 8), (4, 8, 5, 2), (7, 8)))
+    kept, rows = quantize(matrix, (0, 1)), quantize(table, (1,))
+    floats = kept.values.astype(jnp.float32) * kept.scales[None, None]
+    np.testing.assert_allclose(contract(x, kept, 2), contract(x, floats, 2), rtol=1e-5, atol=1e-5)
+    floats = rows.values.astype(jnp.float32) * rows.scales[:, None]
+    np.testing.assert_allclose(contract_rows(x, rows), contract_rows(x, floats), rtol=1e-5, atol=1e-5)
+    indices = jnp.asarray([[6, 0], [3, 3]])
+    np.testing.assert_array_equal(look_up(rows, indices), look_up(floats, indices))
+
+
+TEXT = dataclasses.replace(tiny.CONFIG, model_type="qwen2", vision=None, mrope_section=None)
+SHAPES = {"hidden_size": 896, "intermediate_size": 4864, "num_layers": 24, "num_heads": 14, "num_kv_heads": 2}
+HALF_B = dataclasses.replace(TEXT, **SHAPES, head_dim=64, vocab_size=151936, tie_embeddings=True)
+"""Qwen2.5-0.5B: the smallest, so scales and vectors weigh most."""
+
+
+@pytest.mark.parametrize(("dtype", "share"), [(jnp.float32, 0.25), (jnp.bfloat16, 0.5)])
+def test_weights_take_a_quarter_of_float32_and_half_of_bfloat16(dtype, share):
+    whole, small = (Serving(HALF_B, jnp.dtype(dtype), int8).bytes for int8 in (False, True))
+    assert share < small / whole < 1.01 * share
+
+
+def text_params():
+    return {"decoder": tiny.params()["decoder"]}
+
+
+def served(mesh, **settings):
+    """Log-probs of a forced response, the weights that serve, and where."""
+    prompts = tiny.prompt_batch([20, 7, 24, 3], [0] * 4, windows=0)
+    forced = np.random.default_rng(0).integers(0, 80, (4, 40)).astype(np.int32)
+    sampling = Sampling(40, stop_ids=(tiny.STOP_ID,), pad_id=tiny.PAD_ID)
+    engine = Engine(TEXT, text_params(), mesh, **settings)
+    return engine.generate(prompts, 1, sampling, jax.random.key(0), forced=forced).logps, engine
+
+
+@functools.cache
+def served_alone(int8: bool):
+    return served(make_mesh(devices=jax.devices()[:1]), weights_int8=int8)
+
+
+def test_the_engine_holds_what_was_counted_and_draws_nearly_the_same():
+    (exact, _), (small, engine) = served_alone(False), served_alone(True)
+    held = sum(leaf.nbytes for leaf in jax.tree.leaves(engine._params))
+    assert held == Serving(TEXT, jnp.dtype(jnp.float32), int8=True).bytes
+    difference = np.abs(small - exact)
+    assert 0 < difference.max() < 0.3
+    assert difference.mean() < 0.03
+
+
+def test_split_over_devices_the_weights_say_the_same():
+    alone, engine = served_alone(True)
+    memory = device_memory(jax.devices()[0])
+    split, engine = served(make_mesh(), weights_int8=True, weights_memory=0.7 * engine._serving.bytes / memory)
+    assert engine.mesh.shape == {"data": 4, "fsdp": 1, "tensor": 2}
+    np.testing.assert_allclose(split, alone, rtol=1e-4, atol=1e-4)
+    gate = engine._params["decoder"]["layers"][0]["mlp"]["gate"]["kernel"]
+    for leaf in (gate.values, gate.scales):
+        assert leaf.addressable_shards[0].data.shape[-1] == leaf.shape[-1] // 2
 
 
 def test_the_engine_draws_nearly_the_same_from_a_quarter_of_the_bytes():

@@ -313,7 +313,7 @@ def broken_model(folder: Path, model: Path, fault: str) -> Path:
     elif fault == "damaged weights":
         sorted(model.glob("*.safetensors"))[0].write_bytes(b"damaged")
     elif fault == "other architecture":
-        (model / "config.json").write_text(json.dumps({"model_type": "llama"}))
+        (model / "config.json").write_text(json.dumps({"model_type": "gemma"}))
     elif fault == "config not an object":
         (model / "config.json").write_text("[]")
     elif fault == "other weights":
@@ -338,7 +338,7 @@ def broken_model(folder: Path, model: Path, fault: str) -> Path:
         ("absent", "is not a directory. Give one that holds a model"),
         ("no weights", "holds no model: neither model.safetensors or"),
         ("damaged weights", "is not a readable safetensors file"),
-        ("other architecture", "config.json: model_type 'llama' is not supported"),
+        ("other architecture", "config.json: model_type 'gemma' is not supported"),
         ("config not an object", "config.json: a list, not a JSON object"),
         ("other weights", "12 missing: model.layers.3."),
         ("config.json", "config.json is missing: copy it"),

@@ -34,8 +34,8 @@ def test_a_model_that_cannot_be_used_is_named_with_its_field(model, tmp_path):
     with pytest.raises(UserError, match=rf"config\.judge\.path = '{tmp_path}': .* holds no model"):
         prepare_model("judge.path", str(tmp_path), "", "qwen2", tmp_path / "made", 0)
     other = shutil.copytree(model, tmp_path / "other")
-    (other / "config.json").write_text('{"model_type": "llama"}')
-    with pytest.raises(UserError, match=r"config\.model\.path = .*model_type 'llama' is not supported"):
+    (other / "config.json").write_text('{"model_type": "gemma"}')
+    with pytest.raises(UserError, match=r"config\.model\.path = .*model_type 'gemma' is not supported"):
         prepare_model("model.path", str(other), "", "qwen2_5_vl", tmp_path / "made", 0)
 
 

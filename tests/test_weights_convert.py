@@ -10,13 +10,13 @@ import pytest
 from perception_r1_jax.models import load_config
 from perception_r1_jax.weights import CheckpointError, convert_huggingface, export_huggingface
 from perception_r1_jax.weights.names import published_name
-from perception_r1_jax.weights.random_checkpoint import write_random_checkpoint
+from perception_r1_jax.weights.random_checkpoint import FAMILIES, write_random_checkpoint
 from perception_r1_jax.weights.safetensors_io import stored_tensors, weight_files
 
 SHARD_BYTES = 200_000
 CASES = [
     pytest.param(family, {"nested": nested, "config_overrides": {"tie_word_embeddings": tied}, "dtype": dtype})
-    for family in ("qwen2_5_vl", "qwen2")
+    for family in ("qwen2_5_vl", "qwen2", "mistral")
     for nested, tied, dtype in ((False, False, "bfloat16"), (False, True, "float32"), (True, False, "float16"))
 ]
 
@@ -92,22 +92,20 @@ def test_nothing_is_converted_twice(tmp_path):
 def test_another_architecture_is_refused(tmp_path):
     source = write_random_checkpoint(tmp_path / "hf", "qwen2")
     content = json.loads((source / "config.json").read_text())
-    (source / "config.json").write_text(json.dumps(content | {"model_type": "llama"}))
-    with pytest.raises(ValueError, match="model_type 'llama' is not supported"):
+    (source / "config.json").write_text(json.dumps(content | {"model_type": "gemma"}))
+    with pytest.raises(ValueError, match="model_type 'gemma' is not supported"):
         convert_huggingface(source, tmp_path / "jax")
     assert not (tmp_path / "jax").exists()
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen2"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_transformers_finds_every_tensor_and_no_other(tmp_path, family, tied):
     pytest.importorskip("torch")
     import transformers
 
-    architecture = {
-        "qwen2_5_vl": transformers.Qwen2_5_VLForConditionalGeneration,
-        "qwen2": transformers.Qwen2ForCausalLM,
-    }[family]
+    vl = {"qwen2_5_vl": transformers.Qwen2_5_VLForConditionalGeneration}
+    architecture = vl.get(family, transformers.AutoModelForCausalLM)
     source = write_random_checkpoint(tmp_path / "hf", family, {"tie_word_embeddings": tied})
     model, report = architecture.from_pretrained(_there_and_back(tmp_path, source), output_loading_info=True)
     assert not any(report.values()), report

@@ -10,10 +10,12 @@ import transformers
 
 from perception_r1_jax.assets import SMALL_TOKENIZER
 from perception_r1_jax.models import load_config
+from perception_r1_jax.processing import Processor
 from perception_r1_jax.weights.names import hf_tensors, nested_name
 from perception_r1_jax.weights.random_checkpoint import write_random_checkpoint
 from perception_r1_jax.weights.safetensors_io import stored_tensors, weight_files
 from perception_r1_jax.weights.side_files import PREPROCESSOR_FILE
+from tests.pieces import trained, write_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +60,15 @@ def test_the_published_tokenizer_can_be_used(shared_data, tmp_path):
     assert not (folder / "preprocessor_config.json").exists()
 
 
+def test_a_sentencepiece_tokenizer_can_be_used(tmp_path):
+    source = write_tokenizer(tmp_path / "tokenizer", trained())
+    folder = write_random_checkpoint(tmp_path / "model", "mistral", tokenizer_dir=source)
+    content = json.loads((folder / "config.json").read_text())
+    assert (content["bos_token_id"], content["eos_token_id"], content["vocab_size"]) == (1, 2, 640)
+    assert (folder / "tokenizer.model").read_bytes() == trained()
+    assert Processor.from_directory(folder).stop_ids == (2, 1)
+
+
 def test_seed_and_name_decide_the_weights(folder, tmp_path):
     again = write_random_checkpoint(tmp_path / "again", config_overrides={"num_hidden_layers": 1})
     other = write_random_checkpoint(tmp_path / "other", seed=1)
@@ -83,8 +94,8 @@ def test_a_tokenizer_without_the_pictures_tokens_is_named(tmp_path):
 
 
 def test_an_unknown_family_is_named(tmp_path):
-    with pytest.raises(ValueError, match="family 'llama' is not known"):
-        write_random_checkpoint(tmp_path, "llama")
+    with pytest.raises(ValueError, match="family 'gemma' is not known"):
+        write_random_checkpoint(tmp_path, "gemma")
 
 
 TURNS = [

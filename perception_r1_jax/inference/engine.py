@@ -15,10 +15,10 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from perception_r1_jax.inference.call import Call, Programs
 from perception_r1_jax.inference.generation import Generation
 from perception_r1_jax.inference.pools import Pools, plan_pools
-from perception_r1_jax.inference.reshard import device_memory, make_reshard, serving_mesh
+from perception_r1_jax.inference.reshard import Serving, Stream, device_memory, make_reshard, read_params, serving_mesh
 from perception_r1_jax.inference.sampling import Sampling
 from perception_r1_jax.inference.stats import GenerationStats
-from perception_r1_jax.models import ModelConfig, Params, count_params, token_bytes
+from perception_r1_jax.models import ModelConfig, Params, token_bytes
 from perception_r1_jax.records import PromptBatch
 
 SLOTS = 256
@@ -56,7 +56,7 @@ class Engine:
     Attributes:
         config: the model's shapes.
         mesh: where it serves: the devices of the mesh it was given, with the least tensor parallelism that fits.
-        dtype: to compute in.
+        serving: how the weights are kept.
         cache_dtype: of keys and values in the pools.
         reshard: the program that makes the serving copy of parameters.
         programs: all others.
@@ -73,6 +73,7 @@ class Engine:
         weights_memory: float = WEIGHTS_MEMORY,
         cache_memory: float = CACHE_MEMORY,
         cache_int8: bool = False,
+        weights_int8: bool = False,
         memory: int | None = None,
     ):
         """Places the parameters, where there are any yet; `load` takes others later.
@@ -86,6 +87,7 @@ class Engine:
             weights_memory: share of a device's memory that the weights may take.
             cache_memory: share of a device's memory that the keys and values may take.
             cache_int8: keeps keys and values of prompts and pages in 8 bits.
+            weights_int8: keeps the decoder's matrices in 8 bits, with a scale for each output.
             memory: bytes of a device; what the device says if None.
 
         Raises:
@@ -93,18 +95,24 @@ class Engine:
         """
         memory = device_memory(mesh.devices.flat[0]) if memory is None else memory
         self.config = config
-        self.mesh = serving_mesh(mesh, config, dtype, weights_memory * memory)
-        self.dtype, self._slots, self._cache_bytes = jnp.dtype(dtype), slots, cache_memory * memory
-        self.cache_dtype = jnp.dtype(jnp.int8) if cache_int8 else self.dtype
-        self._recent_cost = token_bytes(config, self.dtype) / token_bytes(config, self.cache_dtype)
-        self.reshard = make_reshard(config, self.mesh, dtype)
+        self.serving = Serving(config, jnp.dtype(dtype), weights_int8)
+        self.mesh = serving_mesh(mesh, self.serving, weights_memory * memory)
+        self._slots, self._cache_bytes = slots, cache_memory * memory
+        self.cache_dtype = jnp.dtype(jnp.int8) if cache_int8 else self.serving.dtype
+        self._recent_cost = token_bytes(config, self.serving.dtype) / token_bytes(config, self.cache_dtype)
+        self.reshard = make_reshard(self.serving, self.mesh)
         self._params = None if params is None else self.reshard(params)
-        self.programs = Programs(config, self.dtype, self.cache_dtype)
+        self.programs = Programs(config, self.serving.dtype, self.cache_dtype)
 
     def load(self, params: Params) -> None:
         """Takes these parameters from now on: one program casts them and moves them to the serving mesh."""
         self._params = None
         self._params = self.reshard(params)
+
+    def read(self, stream: Stream) -> None:
+        """Takes parameters that come one after another (`weights.stream_params`): the model is never held twice."""
+        self._params = None
+        self._params = read_params(self.serving, self.mesh, stream)
 
     def unload(self) -> None:
         """Lets go of the parameters, so that their room is free."""
@@ -113,8 +121,8 @@ class Engine:
     def layout(self) -> str:
         """Where the weights lie and how the batch is split, for people."""
         ways = self.mesh.shape["tensor"]
-        gib = count_params(self.config) * self.dtype.itemsize / ways / 2**30
-        return f"batch over {self.shards} x tensor {ways}, weights {gib:.2f} GiB a device in {self.dtype.name}"
+        gib = self.serving.bytes / ways / 2**30
+        return f"batch over {self.shards} x tensor {ways}, weights {gib:.2f} GiB a device in {self.serving}"
 
     @property
     def shards(self) -> int:

@@ -28,7 +28,7 @@ from perception_r1_jax.models import count_params, load_config
 from perception_r1_jax.processing import Processor, PromptTooLong, batch_prompts, bucket_size
 from perception_r1_jax.records import Prompt
 from perception_r1_jax.sharding import make_mesh
-from perception_r1_jax.weights import load_params, locate_model
+from perception_r1_jax.weights import locate_model, stream_params
 
 _PROBE_COUNT = 12  # numbers of one digit and of two
 
@@ -220,6 +220,7 @@ def load_judge(
     max_new_tokens: int = 512,
     batch_size: int = 16,
     dtype: DTypeLike = jnp.bfloat16,
+    weights_int8: bool = False,
     fidelity: str = "default",
 ) -> Judge:
     """The judge in any directory that holds a model; on a mesh of all devices where none is given.
@@ -229,8 +230,10 @@ def load_judge(
     mesh = make_mesh() if mesh is None else mesh
     model_dir = locate_model(directory).model_dir
     config = load_config(model_dir)
+    engine = Engine(config, None, mesh, dtype=dtype, weights_int8=weights_int8)
+    engine.read(functools.partial(stream_params, directory, config))
     return Judge(
-        Engine(config, load_params(directory, config, mesh, dtype), mesh, dtype=dtype),
+        engine,
         Processor.from_directory(model_dir, tokenizer_dir=tokenizer or None),
         load_prompt(prompt),
         mode=mode,

@@ -1,4 +1,7 @@
-"""Qwen2.5-VL and Qwen2 in Flax NNX. Outside of this folder only these pure functions are seen, never a module."""
+"""Qwen2.5-VL, Qwen2, Mistral and Llama in Flax NNX.
+
+Outside of this folder only these pure functions are seen, never a module.
+"""
 
 from perception_r1_jax.models.attention import causal_mask, segment_mask
 from perception_r1_jax.models.blocks import map_blocks
@@ -6,6 +9,7 @@ from perception_r1_jax.models.cache import KeyValues, token_bytes
 from perception_r1_jax.models.cached_attention import Tables
 from perception_r1_jax.models.config import ModelConfig, VisionConfig, load_config
 from perception_r1_jax.models.layers import REMAT_POLICIES
+from perception_r1_jax.models.quantized import Int8, quantize_weight
 from perception_r1_jax.models.qwen2_5_vl import (
     Params,
     abstract_params,
@@ -21,11 +25,14 @@ from perception_r1_jax.models.qwen2_5_vl import (
     init_params,
     logical_axes,
     prefill,
+    quantized_params,
     serving_params,
+    summed_axes,
 )
 
 __all__ = [
     "REMAT_POLICIES",
+    "Int8",
     "KeyValues",
     "ModelConfig",
     "Params",
@@ -47,7 +54,10 @@ __all__ = [
     "logical_axes",
     "map_blocks",
     "prefill",
+    "quantize_weight",
+    "quantized_params",
     "segment_mask",
     "serving_params",
+    "summed_axes",
     "token_bytes",
 ]

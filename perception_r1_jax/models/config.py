@@ -11,7 +11,7 @@ from typing import Any
 from perception_r1_jax.errors import UserError
 from perception_r1_jax.records import MERGE_UNIT, WINDOW_PATCHES
 
-FAMILIES = ("qwen2_5_vl", "qwen2")
+FAMILIES = ("qwen2_5_vl", "qwen2", "mistral", "llama")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ class VisionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A Qwen2 decoder, with Qwen2.5-VL's vision tower where `vision` is set."""
+    """A Qwen2, Mistral or Llama decoder, with Qwen2.5-VL's vision tower where `vision` is set."""
 
     model_type: str
     vocab_size: int
@@ -51,6 +51,7 @@ class ModelConfig:
     num_kv_heads: int
     head_dim: int
     tie_embeddings: bool
+    attention_bias: bool = True
     rope_theta: float = 1_000_000.0
     rms_norm_eps: float = 1e-6
     mrope_section: tuple[int, int, int] | None = None
@@ -91,7 +92,7 @@ def _parse(raw: Any, name: str) -> ModelConfig:
         raise UserError(f"{name}: a {type(raw).__name__}, not a JSON object.")
     family = raw.get("model_type")
     if family not in FAMILIES:
-        raise UserError(f"{name}: model_type {family!r} is not supported; this project runs {' and '.join(FAMILIES)}.")
+        raise UserError(f"{name}: model_type {family!r} is not supported; this project runs {', '.join(FAMILIES)}.")
     text = {**raw, **raw.get("text_config", {})}
     try:
         config = _model_config(family, raw, text, name)
@@ -104,6 +105,9 @@ def _parse(raw: Any, name: str) -> ModelConfig:
 def _model_config(family: str, raw: Mapping[str, Any], text: Mapping[str, Any], name: str) -> ModelConfig:
     _require(name, text, "hidden_act", "silu")
     _require(name, text, "use_sliding_window", False)
+    is_qwen = family.startswith("qwen2")
+    if not is_qwen:
+        _check_plain(name, text)
     rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
     _check_rope(name, rope)
     heads, hidden = text["num_attention_heads"], text["hidden_size"]
@@ -119,7 +123,8 @@ def _model_config(family: str, raw: Mapping[str, Any], text: Mapping[str, Any], 
         head_dim=text.get("head_dim") or hidden // heads,
         # transformers before 5 left the outer field of a nested config at its default
         tie_embeddings=bool(raw.get("tie_word_embeddings") or text.get("tie_word_embeddings")),
-        rope_theta=float(text["rope_theta"] if "rope_theta" in text else rope["rope_theta"]),
+        attention_bias=is_qwen,
+        rope_theta=_rope_theta(family, text, rope),
         rms_norm_eps=float(text["rms_norm_eps"]),
         mrope_section=tuple(rope["mrope_section"]) if is_vl else None,
         vision=_vision_config(raw["vision_config"], name) if is_vl else None,
@@ -129,6 +134,11 @@ def _model_config(family: str, raw: Mapping[str, Any], text: Mapping[str, Any], 
         vision_end_token_id=text["vision_end_token_id"] if is_vl else None,
         vision_pad_token_id=text.get("vision_token_id") if is_vl else None,
     )
+
+
+def _rope_theta(family: str, text: Mapping[str, Any], rope: Mapping[str, Any]) -> float:
+    default = {"rope_theta": 10_000.0} if family == "llama" else {}  # published without the field at first
+    return float({**default, **rope, **text}["rope_theta"])
 
 
 def _vision_config(raw: Mapping[str, Any], name: str) -> VisionConfig:
@@ -177,8 +187,17 @@ def _check_shapes(name: str, config: ModelConfig) -> None:
 def _check_rope(name: str, rope: Mapping[str, Any]) -> None:
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "mrope"):
+        raise UserError(f"{name}: rotary scaling {kind!r} is not covered; only 'default' and Qwen2.5-VL's 'mrope' are.")
+
+
+def _check_plain(name: str, text: Mapping[str, Any]) -> None:
+    """That a Mistral or Llama has neither biases nor a window. (Qwen2 names a size for the window it does not use.)"""
+    _require(name, text, "attention_bias", False)
+    _require(name, text, "mlp_bias", False)
+    if (window := text.get("sliding_window")) is not None:
         raise UserError(
-            f"{name}: rotary scaling {kind!r} is not covered; Qwen2.5 is published with 'default' and 'mrope'."
+            f"{name}: sliding_window {window} is not covered. Mistral-7B-Instruct has none from v0.2 on. Where prompts "
+            f"and answers stay within {window} tokens together the window has no effect: set it to null."
         )
 
 

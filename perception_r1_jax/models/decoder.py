@@ -1,4 +1,8 @@
-"""The Qwen2 decoder (arXiv 2407.10671, section 2.2): policy and judge, training, prefill and decoding."""
+"""The decoder of policy and judge, for training, prefill and decoding.
+
+Qwen2 (arXiv 2407.10671, section 2.2); Mistral (arXiv 2310.06825, without its window) and Llama (arXiv 2307.09288) are
+the same without biases.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,7 @@ from perception_r1_jax.models.cache import KeyValues
 from perception_r1_jax.models.cached_attention import Tables, cached_attention
 from perception_r1_jax.models.config import ModelConfig
 from perception_r1_jax.models.layers import GatedMLP, Linear, RMSNorm, parameter, scan_layers, stack_layers
+from perception_r1_jax.models.quantized import contract_rows, look_up
 from perception_r1_jax.models.rope import mrope_angles, rotate
 from perception_r1_jax.records import AnyArray
 from perception_r1_jax.sharding import constrain
@@ -24,14 +29,14 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 
 
 class Attention(nnx.Module):
-    """Grouped-query attention with biases on q, k and v and rotary positions; the caller says to what to attend."""
+    """Grouped-query attention with rotary positions, biases on q, k and v if any; the caller says to what to attend."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        hidden, head = config.hidden_size, config.head_dim
+        hidden, head, bias = config.hidden_size, config.head_dim, config.attention_bias
         q_axes, kv_axes = ("embed", "heads", "head_dim"), ("embed", "kv_heads", "head_dim")
-        self.q = Linear((hidden, config.num_heads, head), q_axes, bias=True, rngs=rngs)
-        self.k = Linear((hidden, config.num_kv_heads, head), kv_axes, bias=True, rngs=rngs)
-        self.v = Linear((hidden, config.num_kv_heads, head), kv_axes, bias=True, rngs=rngs)
+        self.q = Linear((hidden, config.num_heads, head), q_axes, bias=bias, rngs=rngs)
+        self.k = Linear((hidden, config.num_kv_heads, head), kv_axes, bias=bias, rngs=rngs)
+        self.v = Linear((hidden, config.num_kv_heads, head), kv_axes, bias=bias, rngs=rngs)
         self.o = Linear((config.num_heads, head, hidden), ("heads", "head_dim", "embed"), contract=2, rngs=rngs)
 
     def __call__(
@@ -66,14 +71,16 @@ class Embedding(nnx.Module):
     """Token embeddings [V, D]."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        self.embedding = parameter(rngs.params(), (config.vocab_size, config.hidden_size), ("vocab", "embed"))
+        shape = (config.vocab_size, config.hidden_size)
+        self.embedding = parameter(rngs.params(), shape, ("vocab", "embed"), summed=(1,))
 
 
 class Head(nnx.Module):
     """The output matrix of an untied model, [V, D] like the embedding."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        self.kernel = parameter(rngs.params(), (config.vocab_size, config.hidden_size), ("vocab", "embed"))
+        shape = (config.vocab_size, config.hidden_size)
+        self.kernel = parameter(rngs.params(), shape, ("vocab", "embed"), summed=(1,))
 
 
 class Decoder(nnx.Module):
@@ -99,14 +106,14 @@ class Decoder(nnx.Module):
 
     def embed_tokens(self, tokens: Int[AnyArray, "*B"]) -> Float[Array, "*B D"]:
         """Looks embeddings up."""
-        found = self.embed.embedding[...][tokens]
+        found = look_up(self.embed.embedding.get_value(), tokens)
         # The table's own layout, so that a gradient that comes by batch finds its way to the table without a gather.
         return constrain(found, ("lookup",) + (None,) * (tokens.ndim - 1) + ("embed",))
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """float32 logits."""
-        matrix = self.embed.embedding[...] if self.head is None else self.head.kernel[...]
-        return jnp.einsum("...d,vd->...v", hidden, matrix, preferred_element_type=jnp.float32)
+        matrix = self.embed.embedding if self.head is None else self.head.kernel
+        return contract_rows(hidden, matrix.get_value())
 
     def forward(
         self,

@@ -11,6 +11,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Key
 
+from perception_r1_jax.models.quantized import contract
+
 _initializer = nnx.initializers.normal(0.02)
 
 REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
@@ -21,9 +23,11 @@ REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
 """What a rematerialised layer keeps for its backward pass, by config name."""
 
 
-def parameter(key: Key[Array, ""], shape: Sequence[int], axes: Sequence[str | None]) -> nnx.Param:
-    """A float32 matrix with its logical axes, which `sharding.RULES` knows."""
-    return nnx.Param(_initializer(key, tuple(shape), jnp.float32), logical_axes=tuple(axes))
+def parameter(
+    key: Key[Array, ""], shape: Sequence[int], axes: Sequence[str | None], summed: Sequence[int]
+) -> nnx.Param:
+    """A float32 matrix with its logical axes, which `sharding.RULES` knows, and those that its product sums over."""
+    return nnx.Param(_initializer(key, tuple(shape), jnp.float32), logical_axes=tuple(axes), summed=tuple(summed))
 
 
 class Linear(nnx.Module):
@@ -39,18 +43,14 @@ class Linear(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.contract = contract
-        self.kernel = parameter(rngs.params(), shape, axes)
+        self.kernel = parameter(rngs.params(), shape, axes, summed=range(contract))
         self.bias = nnx.Param(jnp.zeros(shape[contract:]), logical_axes=tuple(axes[contract:])) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = jax.lax.dot_general(x, self.kernel[...], _contract_last(x.ndim, self.contract))
+        y = contract(x, self.kernel.get_value(), self.contract)
         if self.bias is None:
             return y
         return y + jnp.broadcast_to(self.bias[...], y.shape)
-
-
-def _contract_last(ndim: int, count: int):
-    return ((tuple(range(ndim - count, ndim)), tuple(range(count))), ((), ()))
 
 
 class RMSNorm(nnx.Module):

@@ -18,6 +18,7 @@ from perception_r1_jax.models.cached_attention import Tables
 from perception_r1_jax.models.config import ModelConfig
 from perception_r1_jax.models.decoder import Decoder
 from perception_r1_jax.models.group_attention import group_attention
+from perception_r1_jax.models.quantized import Int8, quantize_weight
 from perception_r1_jax.models.vision import VisionTower
 from perception_r1_jax.records import AnyArray, PackedBatch, PromptBatch
 
@@ -44,7 +45,7 @@ def _model(config: ModelConfig, params: Params) -> Qwen2_5_VL:
     return nnx.merge(graph, variables)
 
 
-def _at(tree: Params, path: tuple[str | int, ...]) -> jax.Array:
+def _at(tree: Params, path: tuple[str | int, ...]) -> jax.Array | Int8:
     return functools.reduce(lambda node, name: node[name], path, tree)
 
 
@@ -58,17 +59,33 @@ def count_params(config: ModelConfig) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_params(config)))
 
 
-def logical_axes(config: ModelConfig, *, serving: bool = False) -> Params:
+def logical_axes(config: ModelConfig, *, serving: bool = False, int8: bool = False) -> Params:
     """For each parameter the tuple of its logical axes (`sharding.RULES`), "layers" first where it is stacked.
 
-    With `serving` the tree is that of `serving_params`.
+    With `serving` the tree is that of `serving_params`, with `int8` too that of `quantized_params`.
     """
 
     def axes(_, variable):
         stacked = len(variable.shape) - len(variable.logical_axes)
         return variable.replace(("layers",) * stacked + variable.logical_axes)
 
-    return nnx.to_pure_dict(nnx.map_state(axes, _skeleton(config, serving)[1]))
+    def with_scales(names, summed):
+        scales = tuple(name for axis, name in enumerate(names) if axis not in summed)
+        return Int8(names, scales) if summed else names
+
+    tree = nnx.to_pure_dict(nnx.map_state(axes, _skeleton(config, serving)[1]))
+    if not int8:
+        return tree
+    return jax.tree.map(with_scales, tree, summed_axes(config), is_leaf=lambda node: isinstance(node, tuple))
+
+
+def summed_axes(config: ModelConfig) -> Params:
+    """For each of the `serving_params` the axes that products sum over; () for vectors, and outside of the decoder."""
+
+    def axes(path, variable):
+        return variable.replace(variable.get_metadata().get("summed", ()) if path[0] == "decoder" else ())
+
+    return nnx.to_pure_dict(nnx.map_state(axes, _skeleton(config, serving=True)[1]))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -91,6 +108,11 @@ def serving_params(params: Params) -> Params:
 
     layers = {index: layer(index) for index in range(len(jax.tree.leaves(stacked)[0]))}
     return {**params, "decoder": {**params["decoder"], "layers": layers}}
+
+
+def quantized_params(config: ModelConfig, params: Params, dtype: DTypeLike) -> Params:
+    """`serving_params` with the decoder's matrices in 8 bits, a scale for each output, and the rest in `dtype`."""
+    return jax.tree.map(lambda x, summed: quantize_weight(x, summed, dtype), params, summed_axes(config))
 
 
 def embed_tokens(config: ModelConfig, params: Params, tokens: Int[AnyArray, "*B"]) -> Float[Array, "*B D"]:

@@ -82,6 +82,6 @@ def _of_serving(run: PlannedRun, measured: Measured, stage: str) -> Iterator[Set
         yield Setting(f"config.rollout.cache_memory={share}{same}", cache - left)
     ways = run.rollouts.mesh.shape["tensor"]
     if ways < run.policy.num_kv_heads:
-        weights = device_bytes(served_params(run.rollouts, run.state.params))
+        weights = device_bytes(served_params(run.rollouts))
         share = math.ceil(100 * weights / 2 / measured.memory) / 100
         yield Setting(f"config.rollout.weights_memory={share}: split over {2 * ways} devices", weights // 2)

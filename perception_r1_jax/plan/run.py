@@ -72,7 +72,8 @@ def plan_run(config: ConfigDict, target: Target) -> PlannedRun:
         return make_engine(policy, mesh, dtype, ConfigDict({**config.rollout, **fields}), target.memory)
 
     def judging(**fields):
-        return Engine(judge, None, mesh, dtype=dtype, memory=target.memory, **fields)
+        int8 = config.judge.weights_int8
+        return Engine(judge, None, mesh, dtype=dtype, weights_int8=int8, memory=target.memory, **fields)
 
     optimizer = make_optimizer(config.optimizer, config.steps, fidelity=config.fidelity)
     return PlannedRun(
@@ -117,7 +118,7 @@ def run_programs(run: PlannedRun) -> tuple[list[Program], list[str]]:
         calls.append(_evaluation_calls(run))
     for each in calls:
         try:
-            programs += [x for x in serving_programs(each) if x.name != "evaluation/load"]  # the rollouts' own
+            programs += serving_programs(each)
         except UserError as error:
             problems.append(f"{each.name}: {error}")
     if run.reference is not None:
@@ -127,11 +128,10 @@ def run_programs(run: PlannedRun) -> tuple[list[Program], list[str]]:
 
 def _kept(run: PlannedRun) -> Held:
     """What lies on the devices throughout."""
-    judge = stored_params(run.judge, run.mesh, run.config.model.dtype) if run.judge else None
     return {
         PARAMETERS: (run.state.params, run.reference),
         OPTIMIZER: run.state.opt_state,
-        JUDGE: served_params(run.judging, judge) if run.judge else None,
+        JUDGE: served_params(run.judging) if run.judge else None,
     }
 
 
@@ -155,6 +155,7 @@ def _evaluation_calls(run: PlannedRun) -> Calls:
     return dataclasses.replace(
         _rollout_calls(run),
         name="evaluation",
+        stored=None,  # the rollouts' program brings them
         prompts=shapes.prompt_shapes(
             run.policy, evaluation.batch_size, rollout.prompt_buckets[-1], rollout.window_buckets[-1]
         ),
@@ -170,7 +171,7 @@ def _judge_calls(run: PlannedRun) -> Calls:
     return Calls(
         name="judge",
         engine=run.judging,
-        stored=stored_params(run.judge, run.mesh, jnp.dtype(run.config.model.dtype)),
+        stored=None,  # read one after another
         kind=JUDGE,
         prompts=shapes.prompt_shapes(run.judge, judge.batch_size, judge.max_prompt_tokens, 0),
         samples=1,

@@ -29,7 +29,8 @@ class Calls:
     Attributes:
         name: of the stage.
         engine: without parameters.
-        stored: its parameters as they are trained or read (`jax.ShapeDtypeStruct`, with shardings).
+        stored: its parameters as they are trained (`jax.ShapeDtypeStruct`, with shardings). None where no program
+            brings them: they are there already, or are read one after another.
         kind: of its parameters, one of `programs.KINDS`.
         prompts: shapes of N prompts.
         samples: G.
@@ -41,7 +42,7 @@ class Calls:
 
     name: str
     engine: Engine
-    stored: Params
+    stored: Params | None
     kind: str
     prompts: PromptBatch
     samples: int
@@ -51,19 +52,19 @@ class Calls:
     beside_load: Held
 
 
-def served_params(engine: Engine, stored: Params) -> Params:
+def served_params(engine: Engine) -> Params:
     """Shapes and shardings of the engine's copy of the parameters."""
-    shapes = jax.eval_shape(engine.reshard, stored)
-    return _placed(shapes, serving_shardings(engine.config, engine.mesh, shapes))
+    return _placed(engine.serving.shapes, serving_shardings(engine.serving, engine.mesh))
 
 
 def serving_programs(calls: Calls) -> list[Program]:
     """All that such calls run: loading, prefill with its pictures, decoding at every number of slots, and moves."""
-    return [_load(calls), *_Serving(calls).programs()]
+    load = [] if calls.stored is None else [_load(calls)]
+    return [*load, *_Serving(calls).programs()]
 
 
 def _load(calls: Calls) -> Program:
-    stored, made = {calls.kind: calls.stored}, {calls.kind: served_params(calls.engine, calls.stored)}
+    stored, made = {calls.kind: calls.stored}, {calls.kind: served_params(calls.engine)}
     return Program(
         name=f"{calls.name}/load",
         mesh=calls.engine.mesh,
@@ -79,7 +80,7 @@ class _Serving:
 
     def __init__(self, calls: Calls):
         self._calls, self._engine, self._mesh = calls, calls.engine, calls.engine.mesh
-        self._params = served_params(calls.engine, calls.stored)
+        self._params = served_params(calls.engine)
         self._pools = calls.engine.plan(calls.prompts, calls.samples, calls.sampling)
         self._length = calls.prompts.tokens.shape[1]
         self._prompts = self._pool(self._pools.prompts, self._length)
@@ -114,7 +115,7 @@ class _Serving:
 
     def _prefill(self, level: int) -> Program:
         model, rows = self._engine.config, level * self._engine.shards
-        embeddings = jax.ShapeDtypeStruct((rows, self._length, model.hidden_size), self._engine.dtype)
+        embeddings = jax.ShapeDtypeStruct((rows, self._length, model.hidden_size), self._engine.serving.dtype)
         places = jax.ShapeDtypeStruct((self._engine.shards, level), jnp.int32)
         forced = jax.ShapeDtypeStruct((rows,), jnp.int32) if self._calls.choice_ids else None
         batch = abstract_batch(

@@ -36,7 +36,7 @@ class Processor:
     """Makes prompts for one model.
 
     Attributes:
-        tokenizer: the Hugging Face fast tokenizer.
+        tokenizer: the Hugging Face fast tokenizer, or a `PieceTokenizer`.
         chat: encodes chat messages.
         pictures: decodes and cuts pictures; None for a text-only model.
         stop_ids: ids that end a response.

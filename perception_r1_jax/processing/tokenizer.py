@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import tokenizers
 
 from perception_r1_jax.errors import UserError
 from perception_r1_jax.models import ModelConfig
+from perception_r1_jax.processing.pieces import PieceTokenizer, read_pieces
 
 VISION_TOKENS = {
     "<|image_pad|>": "image_token_id",
@@ -19,6 +21,10 @@ VISION_TOKENS = {
     "<|vision_pad|>": "vision_pad_token_id",
 }
 """Qwen2.5-VL's tokens around pictures, which a policy must never sample, and where `ModelConfig` has their ids."""
+
+
+PIECES_FILE = "tokenizer.model"
+"""The file of a SentencePiece tokenizer; where it is, it says what the tokenizer is."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -35,12 +41,31 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def load_tokenizer(directory: Path, vocab_size: int) -> Any:
-    """The Hugging Face fast tokenizer of a directory: local files only, no remote code.
+    """The tokenizer of a directory: that of `PIECES_FILE`, or else the Hugging Face fast one (no remote code).
 
     Raises:
         FileNotFoundError: names the files that are missing.
         UserError: it cannot be read, has no padding token, or has more ids than the model's `vocab_size`.
     """
+    pieces = (directory / PIECES_FILE).is_file()
+    tokenizer = _load_pieces(directory) if pieces else _load_fast(directory)
+    if len(tokenizer) > vocab_size:
+        raise UserError(f"the tokenizer of {directory} has {len(tokenizer)} ids, the model {vocab_size}: give its own.")
+    return tokenizer
+
+
+def _load_pieces(directory: Path) -> PieceTokenizer:
+    """What `PIECES_FILE` says, with the tokens that the other files add to it."""
+    config = read_json(directory / "tokenizer_config.json")
+    listed = config.get("added_tokens_decoder", {})
+    added = {entry["content"]: int(index) for index, entry in listed.items()}
+    names = ("bos_token", "eos_token", "unk_token", "pad_token")
+    given = {name: config[name] for name in names if config.get(name)}
+    named = {name: token if isinstance(token, str) else token["content"] for name, token in given.items()}
+    return read_pieces(directory / PIECES_FILE, read_json(directory / "added_tokens.json") | added, named)
+
+
+def _load_fast(directory: Path) -> Any:
     if not (directory / "tokenizer_config.json").is_file():
         raise FileNotFoundError(f"{directory} has no tokenizer_config.json: give the directory of the tokenizer.")
     whole = (directory / "tokenizer.json").is_file()
@@ -58,20 +83,25 @@ def load_tokenizer(directory: Path, vocab_size: int) -> Any:
         raise UserError(f"the tokenizer of {directory} cannot be read: {error}") from error
     if tokenizer.pad_token_id is None:
         raise UserError(f"the tokenizer of {directory} has no pad_token.")
-    if len(tokenizer) > vocab_size:
-        raise UserError(f"the tokenizer of {directory} has {len(tokenizer)} ids, the model {vocab_size}: give its own.")
     return tokenizer
 
 
-def plain_encoder(tokenizer: Any) -> tokenizers.Tokenizer:
+def plain_encoder(tokenizer: Any) -> Callable[[str], list[int]]:
     """The same vocabulary and splitting rules without any added token: what it encodes is text, never a control token.
 
     `split_special_tokens=True` would not do: Qwen's `<tool_call>` and `<|file_sep|>` are added but not special.
     """
+    if isinstance(tokenizer, PieceTokenizer):
+        return tokenizer.encode
     backend = tokenizer.backend_tokenizer
     plain = tokenizers.Tokenizer(backend.model)
     plain.normalizer, plain.pre_tokenizer = backend.normalizer, backend.pre_tokenizer
-    return plain
+    return lambda text: plain.encode(text, add_special_tokens=False).ids
+
+
+def leading_space(tokenizer: Any) -> str:
+    """What the tokenizer itself puts in front of every text that it encodes: a space, or nothing."""
+    return tokenizer.leading_space if isinstance(tokenizer, PieceTokenizer) else ""
 
 
 def read_stop_ids(directory: Path, tokenizer: Any) -> tuple[int, ...]:

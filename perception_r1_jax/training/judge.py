@@ -66,5 +66,6 @@ def _load(config: ConfigDict, directory: Path, mesh: Mesh) -> AnyJudge:
         max_new_tokens=settings.max_new_tokens,
         batch_size=settings.batch_size,
         dtype=jnp.dtype(config.model.dtype),
+        weights_int8=settings.weights_int8,
         fidelity=config.fidelity,
     )

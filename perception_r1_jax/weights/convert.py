@@ -16,8 +16,8 @@ from orbax.checkpoint import v1 as ocp
 
 from perception_r1_jax.models import ModelConfig, load_config
 from perception_r1_jax.sharding import make_mesh
-from perception_r1_jax.weights.load import PARAMS, load_params, load_stored, locate_model, stored_params
-from perception_r1_jax.weights.names import flatten, parameter_tensors, unflatten
+from perception_r1_jax.weights.load import PARAMS, load_parameter, load_params, locate_model, stored_params
+from perception_r1_jax.weights.names import flatten, parameter_tensors
 from perception_r1_jax.weights.safetensors_io import CheckpointError, write_shards
 from perception_r1_jax.weights.side_files import (
     CONFIG_FILE,
@@ -105,16 +105,11 @@ def _stored_tensors(
     weights: Path, config: ModelConfig, stored: Mapping[str, Any], dtypes: Mapping[str, np.dtype]
 ) -> Iterator[tuple[str, np.ndarray]]:
     for path, tensors in parameter_tensors(config).items():
-        parameter = _load_parameter(weights, stored, path, dtypes[path])
+        target = jax.ShapeDtypeStruct(stored[path].shape, dtypes[path], sharding=SingleDeviceSharding(_cpu()))
+        parameter = np.asarray(load_parameter(weights, config, path, target))
         for tensor in tensors:
             yield tensor.name, tensor.to_stored(parameter if tensor.layer is None else parameter[tensor.layer])
         del parameter  # before the next one is read
-
-
-def _load_parameter(weights: Path, stored: Mapping[str, Any], path: str, dtype: np.dtype) -> np.ndarray:
-    target = dict.fromkeys(stored, ocp.PLACEHOLDER)
-    target[path] = jax.ShapeDtypeStruct(stored[path].shape, dtype, sharding=SingleDeviceSharding(_cpu()))
-    return np.asarray(flatten(load_stored(weights, unflatten(target)))[path])
 
 
 def _lean_context(params: Any) -> ocp.Context:

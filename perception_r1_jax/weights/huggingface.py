@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Sharding
 
 from perception_r1_jax.models import ModelConfig
+from perception_r1_jax.weights.awq import AwqTensor, dequantized, quantized_group
 from perception_r1_jax.weights.coverage import check_coverage
 from perception_r1_jax.weights.names import (
     EMBEDDING,
     HEAD,
     HfTensor,
+    ServingPath,
     flatten,
     hf_tensors,
     parameter_tensors,
     published_name,
+    serving_tensors,
     unflatten,
 )
-from perception_r1_jax.weights.safetensors_io import StoredTensor, stored_tensors
+from perception_r1_jax.weights.safetensors_io import PACKED_DTYPES, STORED_DTYPES, StoredTensor, stored_tensors
 
 COMPARED_ROWS = 1024
 
 
 def load_huggingface(directory: Path, config: ModelConfig, shardings: Any, dtype: np.dtype | None) -> Any:
-    """Reads the weights of a Hugging Face directory, published or nested layout.
+    """Reads the weights of a Hugging Face directory, published or nested layout, as floats or quantized by AWQ.
 
     Each device's part of each parameter is filled layer by layer from the files, so that beside the
     parameters themselves the host holds at most one more of them.
@@ -48,22 +52,38 @@ def load_huggingface(directory: Path, config: ModelConfig, shardings: Any, dtype
     places = flatten(shardings)
     return unflatten(
         {
-            path: _load_parameter(tensors, [stored[tensor.name] for tensor in tensors], places[path], dtype)
+            path: _load_parameter(tensors, stored, places[path], dtype, stacked=tensors[0].layer is not None)
             for path, tensors in parameter_tensors(config).items()
         }
     )
 
 
-def match_tensors(directory: Path, config: ModelConfig) -> Mapping[str, StoredTensor]:
+def stream_huggingface(
+    directory: Path, config: ModelConfig, shardings: Mapping[ServingPath, Sharding], dtype: np.dtype | None
+) -> Iterator[tuple[ServingPath, jax.Array]]:
+    """As `load_huggingface`, but the parameters one after another and each of the decoder's layers apart."""
+    stored = match_tensors(directory, config)
+    for path, tensors in serving_tensors(config).items():
+        stacked = path[0] == "vision" and tensors[0].layer is not None
+        yield path, _load_parameter(tensors, stored, shardings[path], dtype, stacked=stacked)
+
+
+def match_tensors(directory: Path, config: ModelConfig) -> Mapping[str, StoredTensor | AwqTensor]:
     """Every tensor of the model in the directory's files, by published name.
 
     A tied model's `lm_head.weight` may be there too, as some fine-tuned checkpoints have it, if it equals
     the embedding.
 
     Raises:
-        CheckpointError: missing, unknown, doubled or wrongly shaped tensors, all of them in one message.
+        CheckpointError: missing, unknown, doubled or wrongly shaped tensors, all of them in one message; or
+            quantized in a way that is not read.
     """
-    found = [(published_name(tensor.name), tensor) for tensor in stored_tensors(directory)]
+    group = quantized_group(directory)
+    if group is None:
+        tensors = stored_tensors(directory)
+    else:
+        tensors = dequantized(stored_tensors(directory, STORED_DTYPES | PACKED_DTYPES), group)
+    found = [(published_name(tensor.name), tensor) for tensor in tensors]
     by_name = dict(found)
     also = []
     if config.tie_embeddings and HEAD in by_name and EMBEDDING in by_name:
@@ -81,19 +101,20 @@ def _equal(one: StoredTensor, other: StoredTensor) -> bool:
     return one.shape == other.shape and all(np.array_equal(one.read([b]), other.read([b])) for b in blocks)
 
 
-def _common_dtype(stored: Sequence[StoredTensor]) -> np.dtype:
+def _common_dtype(stored: Sequence[StoredTensor | AwqTensor]) -> np.dtype:
     dtypes = {source.dtype for source in stored}
     return dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)  # which holds the others exactly
 
 
 def _load_parameter(
     tensors: Sequence[HfTensor],
-    stored: Sequence[StoredTensor],
-    sharding: jax.sharding.Sharding,
+    files: Mapping[str, StoredTensor | AwqTensor],
+    sharding: Sharding,
     dtype: np.dtype | None,
+    *,
+    stacked: bool,
 ) -> jax.Array:
-    stacked = tensors[0].layer is not None
-    shape = tensors[0].parameter_shape
+    shape, stored = tensors[0].parameter_shape, [files[tensor.name] for tensor in tensors]
     dtype = _common_dtype(stored) if dtype is None else dtype
 
     def read(index: tuple[slice, ...]) -> np.ndarray:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import numpy as np
 import tensorstore
+from flax import traverse_util
+from jax.sharding import Sharding
 from orbax.checkpoint import v1 as ocp
 
-from perception_r1_jax.models import ModelConfig, abstract_params, logical_axes
+from perception_r1_jax.models import ModelConfig, abstract_params, logical_axes, serving_params
 from perception_r1_jax.sharding import tree_shardings
 from perception_r1_jax.weights.coverage import check_coverage
-from perception_r1_jax.weights.huggingface import load_huggingface
-from perception_r1_jax.weights.names import flatten, unflatten
+from perception_r1_jax.weights.huggingface import load_huggingface, stream_huggingface
+from perception_r1_jax.weights.names import ServingPath, flatten, unflatten
 from perception_r1_jax.weights.safetensors_io import INDEX_FILE, SINGLE_FILE, CheckpointError
 from perception_r1_jax.weights.side_files import CONFIG_FILE
 
@@ -110,6 +112,48 @@ def load_params(directory: str | Path, config: ModelConfig, mesh: jax.sharding.M
         shardings,
     )
     return load_stored(source.weights, target)
+
+
+def stream_params(
+    directory: str | Path, config: ModelConfig, mesh: jax.sharding.Mesh, dtype: Any = None
+) -> Iterator[tuple[ServingPath, jax.Array]]:
+    """The parameters one after another, in the layout of `models.serving_params`: each of the decoder's layers apart.
+
+    So a model that serves need not be held twice. Beside what is kept of them, the devices hold one parameter more at
+    a time; of a converted checkpoint, which has the layers stacked, one of all layers.
+
+    Args and errors as of `load_params`.
+    """
+    source = locate_model(directory)
+    dtype = None if dtype is None else np.dtype(dtype)
+    shapes = jax.eval_shape(serving_params, abstract_params(config))
+    axes = logical_axes(config, serving=True)
+    shardings = traverse_util.flatten_dict(tree_shardings(mesh, axes, shapes))
+    if source.kind == "huggingface":
+        yield from stream_huggingface(source.weights, config, shardings, dtype)
+        return
+    stacked = flatten(tree_shardings(mesh, logical_axes(config), abstract_params(config)))
+    for path, leaf in flatten(stored_params(source.weights, config)).items():
+        target = jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype, sharding=stacked[path])
+        yield from _taken_apart(path, load_parameter(source.weights, config, path, target), shardings)
+
+
+def _taken_apart(
+    path: str, parameter: jax.Array, shardings: Mapping[ServingPath, Sharding]
+) -> Iterator[tuple[ServingPath, jax.Array]]:
+    parts = tuple(path.split("/"))
+    if parts[:2] != ("decoder", "layers"):
+        yield parts, parameter
+        return
+    for layer in range(len(parameter)):
+        place = (*parts[:2], layer, *parts[2:])
+        yield place, jax.device_put(parameter[layer], shardings[place])
+
+
+def load_parameter(weights: Path, config: ModelConfig, path: str, target: jax.ShapeDtypeStruct) -> jax.Array:
+    """Reads a single parameter of an orbax checkpoint, as `target` says. Errors as of `load_stored`."""
+    targets = dict.fromkeys(flatten(abstract_params(config)), ocp.PLACEHOLDER) | {path: target}
+    return flatten(load_stored(weights, unflatten(targets)))[path]
 
 
 def stored_params(weights: Path, config: ModelConfig) -> Any:

@@ -18,6 +18,9 @@ from flax import traverse_util
 
 from perception_r1_jax.models import ModelConfig, abstract_params
 
+ServingPath = tuple[str | int, ...]
+"""Place of a parameter among the `serving_params`, such as ("decoder", "layers", 3, "mlp", "up", "kernel")."""
+
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
@@ -171,6 +174,18 @@ def parameter_tensors(config: ModelConfig) -> dict[str, list[HfTensor]]:
     """
     rows = {row.path: row for row in TABLE}
     return {path: _tensors(rows[path], leaf.shape, config) for path, leaf in flatten(abstract_params(config)).items()}
+
+
+def serving_tensors(config: ModelConfig) -> dict[ServingPath, list[HfTensor]]:
+    """As `parameter_tensors`, for the tree of `models.serving_params`: in the decoder each layer is apart."""
+    apart = {}
+    for path, tensors in parameter_tensors(config).items():
+        parts = tuple(path.split("/"))
+        if parts[:2] == ("decoder", "layers"):
+            apart |= {(*parts[:2], tensor.layer, *parts[2:]): [tensor] for tensor in tensors}
+        else:
+            apart[parts] = tensors
+    return apart
 
 
 def hf_tensors(config: ModelConfig) -> dict[str, HfTensor]:

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import transformers
 
 from perception_r1_jax.assets import SMALL_TOKENIZER
 from perception_r1_jax.errors import UserError
 from perception_r1_jax.models import ModelConfig, load_config
-from perception_r1_jax.processing.tokenizer import read_json
+from perception_r1_jax.processing.tokenizer import PIECES_FILE, load_tokenizer, read_json
 from perception_r1_jax.weights.names import HfTensor, hf_tensors, nested_name
 from perception_r1_jax.weights.safetensors_io import write_shards
 from perception_r1_jax.weights.side_files import (
@@ -32,6 +31,9 @@ from perception_r1_jax.weights.side_files import (
 INITIALIZER_RANGE = 0.02
 VECTOR_SPREAD = 0.2
 VOCAB_MULTIPLE = 64
+
+QWEN_ENDS, PIECE_ENDS = ("<|endoftext|>", "<|im_end|>"), ("<s>", "</s>")
+"""What begins and ends a text, in Qwen's tokenizers and in SentencePiece's."""
 
 VISION_TOKENS = {
     "image_token_id": "<|image_pad|>",
@@ -62,6 +64,21 @@ TEXT_CONFIG = {
     "use_sliding_window": False,
 }
 
+_QWEN_FIELDS = ("max_window_layers", "use_sliding_window")
+LLAMA_CONFIG = {name: value for name, value in TEXT_CONFIG.items() if name not in (*_QWEN_FIELDS, "sliding_window")} | {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "rope_theta": 10000.0,
+}
+MISTRAL_CONFIG = LLAMA_CONFIG | {
+    "architectures": ["MistralForCausalLM"],
+    "model_type": "mistral",
+    "sliding_window": None,
+    "rope_theta": 1000000.0,
+}
+
 VL_CONFIG = TEXT_CONFIG | {
     "architectures": ["Qwen2_5_VLForConditionalGeneration"],
     "model_type": "qwen2_5_vl",
@@ -83,7 +100,7 @@ VL_CONFIG = TEXT_CONFIG | {
         "temporal_patch_size": 2,
     },
 }
-FAMILIES = {"qwen2": TEXT_CONFIG, "qwen2_5_vl": VL_CONFIG}
+FAMILIES = {"qwen2": TEXT_CONFIG, "qwen2_5_vl": VL_CONFIG, "mistral": MISTRAL_CONFIG, "llama": LLAMA_CONFIG}
 
 PREPROCESSOR = {
     "min_pixels": 3136,
@@ -114,7 +131,7 @@ def write_random_checkpoint(
 
     Args:
         out: the directory, made where it is not there.
-        family: "qwen2_5_vl" or "qwen2".
+        family: one of `FAMILIES`.
         config_overrides: fields of `config.json` in the published layout that replace the small defaults;
             those under "vision_config" one by one.
         tokenizer_dir: where tokenizer and side files come from; the package's small tokenizer by default. Token
@@ -156,13 +173,16 @@ def _draw(tensor: HfTensor, seed: int, scale: float, spread: float) -> np.ndarra
 
 
 def _token_fields(family: str, tokenizer_dir: Path) -> dict[str, int]:
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer_dir)
-    tokens = {"bos_token_id": "<|endoftext|>", "eos_token_id": "<|im_end|>"}
+    tokenizer = load_tokenizer(tokenizer_dir, vocab_size=2**31)
+    pieces = (tokenizer_dir / PIECES_FILE).is_file()
+    tokens = dict(zip(("bos_token_id", "eos_token_id"), PIECE_ENDS if pieces else QWEN_ENDS))
     tokens |= VISION_TOKENS if family == "qwen2_5_vl" else {}
-    vocabulary = tokenizer.get_vocab()
+    vocabulary = tokenizer.added_tokens_encoder
     missing = [token for token in tokens.values() if token not in vocabulary]
     if missing:
-        raise UserError(f"the tokenizer in {tokenizer_dir} has no {', '.join(missing)}. Give one of Qwen's family.")
+        raise UserError(
+            f"the tokenizer in {tokenizer_dir} has no {', '.join(missing)}. Give one of the model's family."
+        )
     padded = -(-len(tokenizer) // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
     return {"vocab_size": padded} | {field: vocabulary[token] for field, token in tokens.items()}
 
@@ -187,7 +207,7 @@ def _write_side_files(
         stops = [config["eos_token_id"], config["bos_token_id"]]
         fields = {"bos_token_id": stops[1], "pad_token_id": stops[1], "eos_token_id": stops, "do_sample": False}
         write_json(out / GENERATION_FILE, fields)
-    if config["model_type"] == "qwen2":
+    if "vision_config" not in config:
         (out / PREPROCESSOR_FILE).unlink(missing_ok=True)
     elif preprocessor_overrides or not (out / PREPROCESSOR_FILE).exists():
         preprocessor = read_json(out / PREPROCESSOR_FILE) or PREPROCESSOR

@@ -22,6 +22,10 @@ INDEX_FILE = "model.safetensors.index.json"
 STORED_DTYPES = {"BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype(np.float16), "F32": np.dtype(np.float32)}
 
 
+PACKED_DTYPES = {"I32": np.dtype(np.int32)}
+"""Of words that hold several integers, in quantized checkpoints."""
+
+
 class CheckpointError(UserError):
     """A checkpoint that cannot be read as the model it should be; the message names every cause."""
 
@@ -68,32 +72,36 @@ def _read_index(index: Path) -> list[str]:
         raise CheckpointError(f"{index} is not an index of safetensors files: {error!r}.") from error
 
 
-def stored_tensors(directory: Path) -> list[StoredTensor]:
+def stored_tensors(directory: Path, dtypes: Mapping[str, np.dtype] = STORED_DTYPES) -> list[StoredTensor]:
     """All tensors in a directory's weight files. A name that two files hold is there twice.
+
+    Args:
+        directory: with safetensors files.
+        dtypes: that are read, by their name in the files.
 
     Raises:
         CheckpointError: as `weight_files`, or a file whose header is damaged.
     """
-    return [tensor for file in weight_files(directory) for tensor in _tensors_of(file)]
+    return [tensor for file in weight_files(directory) for tensor in _tensors_of(file, dtypes)]
 
 
-def _tensors_of(path: Path) -> Iterator[StoredTensor]:
+def _tensors_of(path: Path, dtypes: Mapping[str, np.dtype]) -> Iterator[StoredTensor]:
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             for name in file.keys():  # noqa: SIM118 (not a mapping)
                 view = file.get_slice(name)
-                yield StoredTensor(name, path, tuple(view.get_shape()), _dtype(path, name, view.get_dtype()))
+                yield StoredTensor(name, path, tuple(view.get_shape()), _dtype(path, name, view.get_dtype(), dtypes))
     except (safetensors.SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is not a readable safetensors file ({error}). Download it again.") from error
 
 
-def _dtype(path: Path, name: str, stored: str) -> np.dtype:
-    if stored not in STORED_DTYPES:
+def _dtype(path: Path, name: str, stored: str, dtypes: Mapping[str, np.dtype]) -> np.dtype:
+    if stored not in dtypes:
         raise CheckpointError(
-            f"{path}: {name} is stored as {stored}, which is not read; only {', '.join(STORED_DTYPES)} are. "
+            f"{path}: {name} is stored as {stored}, which is not read; only {', '.join(dtypes)} are. "
             "Give the checkpoint before quantization."
         )
-    return STORED_DTYPES[stored]
+    return dtypes[stored]
 
 
 def write_shards(

@@ -19,6 +19,7 @@ TOKENIZER_FILES = (
     "chat_template.json",
     "chat_template.jinja",
     "tokenizer.json",
+    "tokenizer.model",
     "tokenizer_config.json",
     "vocab.json",
     "merges.txt",
@@ -63,7 +64,7 @@ def published_config(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     text = dict(config.get("text_config", {}))
     flat = {**text, **config, "torch_dtype": dtype}
     flat["tie_word_embeddings"] = any(part.get("tie_word_embeddings", False) for part in (text, config))
-    for name in ("text_config", "dtype", "layer_types"):
+    for name in ("text_config", "dtype", "layer_types", "quantization_config"):
         flat.pop(name, None)
     rope = flat.pop("rope_parameters", None)
     if rope is not None:
