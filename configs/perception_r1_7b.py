@@ -57,6 +57,7 @@ def get_config() -> ConfigDict:
 
     config.rollout.prompts_per_step = 128  # times 8 samples: 1,024 responses and one update
     config.rollout.samples_per_prompt = 8  # the size of a group
+    config.rollout.max_rounds = 1  # no dynamic sampling
     config.rollout.temperature = 1.0  # the policy's own distribution: strictly on-policy
     config.rollout.top_p = 1.0  # off
     config.rollout.top_k = 0  # off
@@ -78,18 +79,31 @@ def get_config() -> ConfigDict:
     config.reward.visual_weight = 0.7  # gamma; their ablation is flat from 0.1 to 0.9, and above 0 throughout
     config.reward.repetition_weight = 1.0  # times a penalty between -2 and 0
     config.reward.custom_weight = 1.0  # of `function`, where there is one
+    config.reward.overlong_weight = 1.0  # not used without such tokens
+    config.reward.overlong_tokens = 0  # no penalty for length
     config.reward.ngram_size = 20  # words; a response of fewer has no penalty
     config.reward.repetition_max_penalty = -2.0  # times the share of n-grams that stood there before
     config.reward.function = ""  # no reward beside the four
     config.reward.workers = 16  # ours: processes for 1,024 answers a step
     config.reward.deadline_seconds = 5.0  # theirs has none: one hanging expression holds the whole run
 
+    config.grpo.advantages = "grpo"  # theirs
+    config.grpo.loss = "clipped"  # theirs
     config.grpo.clip_low = 0.2  # the ratio stays above 0.8
     config.grpo.clip_high = 0.3  # and below 1.3
     config.grpo.dual_clip = 3.0  # and a loss below 3 times its advantage, where that is negative
     config.grpo.aggregation = "sequence_mean"  # the paper's formula; their code's, under "paper", depends on the split
+    config.grpo.importance_cap = 0.0  # theirs; sampler and trainer are one model here
     config.grpo.kl_coefficient = 0.0  # no KL term, no reference model
     config.grpo.kl_estimator = "k3"  # not used without a KL term
+    config.grpo.kl_in = "loss"  # nor is this
+    config.grpo.kl_schedule = "fixed"  # nor this
+    config.grpo.kl_target = 0.01  # nor this
+    config.grpo.kl_final = 0.0  # nor this
+    config.grpo.entropy_coefficient = 0.0  # no bonus
+    config.grpo.mask_truncated = False  # a response cut at the limit keeps its tokens
+    config.grpo.drop_flat_groups = False  # theirs goes through all
+    config.grpo.updates_per_batch = 1  # strictly on-policy
     config.grpo.micro_batch_prompts = 16  # theirs is 8 responses a device; one prompt a device on 16 devices
     config.grpo.micro_batch_samples = 1  # one row of up to 8,192 tokens a device
     config.grpo.log_prob_chunk = 256  # ours: 256 positions of a row have 152,064 float32 logits each, 156 MB

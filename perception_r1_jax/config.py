@@ -17,7 +17,10 @@ from ml_collections import ConfigDict
 
 from perception_r1_jax.data.load import WORLD
 from perception_r1_jax.errors import UserError
-from perception_r1_jax.grpo.losses import AGGREGATIONS, KL_ESTIMATORS
+from perception_r1_jax.grpo.advantages import ADVANTAGES
+from perception_r1_jax.grpo.aggregation import AGGREGATIONS
+from perception_r1_jax.grpo.kl import KL_ESTIMATORS, KL_PLACES, KL_SCHEDULES, has_kl
+from perception_r1_jax.grpo.losses import LOSSES
 from perception_r1_jax.inference.stop import STOP_STRINGS, are_stop_strings
 from perception_r1_jax.judge.endpoint import base_url, is_url
 from perception_r1_jax.judge.template import MODES
@@ -29,6 +32,8 @@ from perception_r1_jax.training.optimizer import OPTIMIZERS, SCHEDULES
 PAPER = {
     "judge.mode": "free",
     "judge.on_failure": "abort",
+    "grpo.advantages": "grpo",
+    "grpo.loss": "clipped",
     "grpo.aggregation": "micro_batch_mean",
     "optimizer.name": "adamw",
 }
@@ -40,8 +45,12 @@ CHOICES = {
     "model.remat": tuple(REMAT_POLICIES),
     "judge.mode": MODES,
     "judge.on_failure": POLICIES,
+    "grpo.advantages": ADVANTAGES,
+    "grpo.loss": tuple(LOSSES),
     "grpo.aggregation": AGGREGATIONS,
     "grpo.kl_estimator": KL_ESTIMATORS,
+    "grpo.kl_in": KL_PLACES,
+    "grpo.kl_schedule": KL_SCHEDULES,
     "optimizer.name": OPTIMIZERS,
     "optimizer.schedule": SCHEDULES,
 }
@@ -60,17 +69,23 @@ LEAST = {
     "judge.retries": 0,
     "judge.concurrency": 1,
     "rollout.prompts_per_step": 1,
+    "rollout.max_rounds": 1,
     "rollout.samples_per_prompt": 2,  # advantages compare the members of a group
     "rollout.top_k": 0,
     "rollout.slots": 1,
     "rollout.min_p": 0,
     "rollout.min_new_tokens": 0,
     "reward.ngram_size": 1,
+    "reward.overlong_tokens": 0,
     "reward.workers": 1,
     "grpo.clip_low": 0,
     "grpo.clip_high": 0,
     "grpo.dual_clip": 1,
+    "grpo.importance_cap": 0,
     "grpo.kl_coefficient": 0,
+    "grpo.kl_final": 0,
+    "grpo.entropy_coefficient": 0,
+    "grpo.updates_per_batch": 1,
     "grpo.log_prob_chunk": 1,
     "optimizer.warmup_fraction": 0,
     "optimizer.weight_decay": 0,
@@ -90,6 +105,7 @@ POSITIVE = (
     "rollout.weights_memory",
     "rollout.cache_memory",
     "reward.deadline_seconds",
+    "grpo.kl_target",
     "optimizer.learning_rate",
     "optimizer.eps",
     "optimizer.max_grad_norm",
@@ -102,6 +118,7 @@ FINITE = (
     "reward.visual_weight",
     "reward.repetition_weight",
     "reward.custom_weight",
+    "reward.overlong_weight",
     "reward.repetition_max_penalty",
 )
 """Fields that may be any number."""
@@ -112,7 +129,7 @@ def default_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 1  # every random key derives from it: shuffling, sampling, random models
     config.fidelity = "default"  # "paper": exactly as the authors' code does it, defects included (docs/design.md)
-    config.steps = 275  # optimizer steps, one per batch of rollouts
+    config.steps = 275  # batches of rollouts, each for one optimizer step (grpo.updates_per_batch)
     # Appended to every problem, after a space: the text, or a file with it (.txt, or .json under this field's name).
     config.format_instruction = (
         "Think first, step by step, inside <think> </think> tags: say what you see in the picture, then reason from "
@@ -160,6 +177,9 @@ def default_config() -> ConfigDict:
     config.rollout = ConfigDict()  # how responses are drawn
     config.rollout.prompts_per_step = 128  # N, prompts in a batch
     config.rollout.samples_per_prompt = 8  # G, responses to each: the size of a group
+    # Above 1, groups whose rewards are all equal are replaced by others, from at most so many rounds of drawing a step
+    # (dynamic sampling, docs/losses.md). 1: a batch is taken as it comes.
+    config.rollout.max_rounds = 1
     config.rollout.temperature = 1.0  # divides the logits, in training too
     config.rollout.top_p = 1.0  # draw from the likeliest tokens that have this probability together; 1: from all
     config.rollout.top_k = 0  # draw from so many of the likeliest tokens; 0: from all
@@ -184,6 +204,8 @@ def default_config() -> ConfigDict:
     config.reward.visual_weight = 0.7  # times a share between 0 and 1
     config.reward.repetition_weight = 1.0  # times the penalty, which is negative itself
     config.reward.custom_weight = 1.0  # times what `function` returns
+    config.reward.overlong_weight = 1.0  # times a penalty between -1 and 0, for the last `overlong_tokens` of the limit
+    config.reward.overlong_tokens = 0  # tokens below the limit of a response where that penalty begins; 0: no such term
     config.reward.ngram_size = 20  # words that make a repetition
     config.reward.repetition_max_penalty = -2.0  # what a response of one repeated n-gram approaches
     config.reward.function = ""  # a reward of your own, "package.module:function" of (row, response); "" is none
@@ -191,12 +213,25 @@ def default_config() -> ConfigDict:
     config.reward.deadline_seconds = 5.0  # seconds that checking one answer may take
 
     config.grpo = ConfigDict()  # the loss and how a batch is cut for it
+    config.grpo.advantages = "grpo"  # or dr_grpo, rloo, reinforce_plus_plus; docs/losses.md has this and what follows
+    config.grpo.loss = "clipped"  # of a token: or gspo (one ratio per response), cispo
     config.grpo.clip_low = 0.2  # the ratio of new to old probability is clipped at 1 - clip_low
     config.grpo.clip_high = 0.3  # and at 1 + clip_high
     config.grpo.dual_clip = 3.0  # a token's loss is at most so many times its advantage, where that is negative
     config.grpo.aggregation = "sequence_mean"  # paper; or token_mean (all tokens alike), constant, micro_batch_mean
+    # A token's loss is weighted by its probability in training over that in the rollout, at most so much. 0: it is not.
+    config.grpo.importance_cap = 0.0
     config.grpo.kl_coefficient = 0.0  # weight of the KL term; above 0 keeps the starting policy as reference
-    config.grpo.kl_estimator = "k3"  # of that term: k1, k2 or k3 (grpo/losses.py)
+    config.grpo.kl_estimator = "k3"  # of that term: k1, k2 or k3 (grpo/kl.py)
+    config.grpo.kl_in = "loss"  # where the term counts; or reward: less in the reward of a response
+    config.grpo.kl_schedule = "fixed"  # of its weight; or adaptive: follows kl_target; dynamic: goes to kl_final
+    config.grpo.kl_target = 0.01  # KL per token that an adaptive weight holds
+    config.grpo.kl_final = 0.0  # a dynamic weight goes from kl_coefficient to this, from the first update to the last
+    config.grpo.entropy_coefficient = 0.0  # weight of the policy's entropy, as a bonus
+    config.grpo.mask_truncated = False  # True leaves responses that were cut at the limit out of the loss
+    # True skips groups whose advantages are all zero. With neither KL nor entropy term no gradient changes.
+    config.grpo.drop_flat_groups = False
+    config.grpo.updates_per_batch = 1  # optimizer steps, each on its share of the prompts of a batch of rollouts
     config.grpo.micro_batch_prompts = 8  # prompts of a micro-batch, over all devices; each is a row
     config.grpo.micro_batch_samples = 8  # responses that stand in the row of their prompt; a longer group is split
     config.grpo.log_prob_chunk = 256  # positions of each row whose logits exist at a time
@@ -267,8 +302,17 @@ def validate(config: ConfigDict, *, paths: bool = True) -> None:
         _check_buckets(config, f"rollout.{field}", least)
     minimum, limit = config.rollout.min_new_tokens, config.rollout.response_buckets[-1]
     _require(config, "rollout.min_new_tokens", minimum <= limit, f"it is above the largest response bucket, {limit}")
-    check_divides("grpo.micro_batch_prompts", config.grpo.micro_batch_prompts, config.rollout.prompts_per_step)
+    for field in ("rollout.save", "rollout.replay"):
+        one_draw = config.rollout.max_rounds == 1 or not _get(config, field)
+        _require(config, field, one_draw, "a file holds one draw of a step; set rollout.max_rounds to 1")
+    margin = config.reward.overlong_tokens
+    _require(config, "reward.overlong_tokens", margin <= limit, f"it is above the largest response bucket, {limit}")
+    prompts, updates = config.rollout.prompts_per_step, config.grpo.updates_per_batch
+    check_divides("grpo.updates_per_batch", updates, prompts)
+    check_divides("grpo.micro_batch_prompts", config.grpo.micro_batch_prompts, prompts // updates)
     check_divides("grpo.micro_batch_samples", config.grpo.micro_batch_samples, config.rollout.samples_per_prompt)
+    adapts = config.grpo.kl_schedule == "adaptive" and not has_kl(config.grpo)
+    _require(config, "grpo.kl_schedule", not adapts, "give it a weight to adapt, grpo.kl_coefficient above 0")
     if paths:
         _check_paths(config)
         _check_evaluation(config)
@@ -369,6 +413,11 @@ def _require(config: ConfigDict, field: str, condition: bool, advice: str) -> No
         raise UserError(f"config.{field} = {_get(config, field)!r}: {advice}.")
 
 
+def optimizer_steps(config: ConfigDict) -> int:
+    """Of a whole run: `grpo.updates_per_batch` for each batch of rollouts."""
+    return config.steps * config.grpo.updates_per_batch
+
+
 def arithmetic(
     config: ConfigDict, *, problems: int, parameters: int, judge_parameters: int, mesh: dict[str, int]
 ) -> str:
@@ -380,7 +429,7 @@ def arithmetic(
     epochs = config.steps / max(epoch, 1)
     lines = [
         ("problems", f"{problems:,}, {epoch} steps an epoch, {config.steps} steps = {epochs:.1f} epochs"),
-        ("a step", f"{n} prompts x {g} samples = {n * g:,} responses, one optimizer update"),
+        ("a step", f"{n} prompts x {g} samples = {n * g:,} responses, {_updates(config)}"),
         ("micro-batches", f"{n * g // (p * s)} of {p * s} ({p} prompts x {s})"),
         ("tokens", f"prompt <= {prompt:,}, response <= {response:,}, step <= {n * g * (prompt + response):,}"),
         ("parameters", f"policy {parameters:,}, judge {judge_parameters:,}"),
@@ -393,6 +442,12 @@ def arithmetic(
         text = f"{ways} devices (data x fsdp) do not divide the {rows} rows of a micro-batch: each computes them all."
         lines.append(("note", f"{text} Set grpo.micro_batch_prompts to a multiple of {ways}."))
     return "\n".join(f"  {name:<14} {text}" for name, text in lines)
+
+
+def _updates(config: ConfigDict) -> str:
+    updates = config.grpo.updates_per_batch
+    prompts = config.rollout.prompts_per_step // updates
+    return "one optimizer update" if updates == 1 else f"{updates} optimizer updates of {prompts} prompts"
 
 
 def load_instruction(config: ConfigDict) -> str:

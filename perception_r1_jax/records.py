@@ -210,7 +210,7 @@ class TrainBatch:
         old_logps: float32 [N, G, C] log-probs before this batch's first update, or None when the batch is
             used for exactly one update: the step's own, stopped, are then the same numbers.
         reference_logps: float32 [N, G, C] under the reference policy, or None without a KL term.
-        rollout_logps: float32 [N, G, C] as the sampler reported them, or None; only compared with the step's own.
+        rollout_logps: float32 [N, G, C] as the sampler reported them, or None; for the correction and the mismatch.
     """
 
     prompts: PromptBatch

@@ -21,6 +21,7 @@ def run_config(**overrides) -> ConfigDict:
     config = ConfigDict(
         {
             "fidelity": "default",
+            "steps": 10,
             "model": {"dtype": "float32", "remat": "none", "freeze_vision": False},
             "rollout": {
                 "prompts_per_step": 8,
@@ -29,12 +30,23 @@ def run_config(**overrides) -> ConfigDict:
                 "response_buckets": (6, 8),
             },
             "grpo": {
+                "advantages": "grpo",
+                "loss": "clipped",
                 "clip_low": 0.2,
                 "clip_high": 0.3,
                 "dual_clip": 3.0,
                 "aggregation": "sequence_mean",
+                "importance_cap": 0.0,
                 "kl_coefficient": 0.01,
                 "kl_estimator": "k3",
+                "kl_in": "loss",
+                "kl_schedule": "fixed",
+                "kl_target": 0.01,
+                "kl_final": 0.0,
+                "entropy_coefficient": 0.0,
+                "mask_truncated": False,
+                "drop_flat_groups": False,
+                "updates_per_batch": 1,
                 "micro_batch_prompts": 8,
                 "micro_batch_samples": 4,
                 "log_prob_chunk": 4,

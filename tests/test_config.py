@@ -135,6 +135,14 @@ def test_a_value_of_another_type_is_an_error(monkeypatch):
         ("model.remat", "all", "'all': choose one of none, full, dots"),
         ("judge.on_failure", "ignore", "'ignore': choose one of drop_sample"),
         ("grpo.aggregation", "mean", "'mean': choose one of sequence_mean"),
+        ("grpo.advantages", "gae", "'gae': choose one of grpo, dr_grpo, rloo, reinforce_plus_plus"),
+        ("grpo.loss", "ppo", "'ppo': choose one of clipped, gspo, cispo"),
+        ("grpo.kl_in", "loss_and_reward", "'loss_and_reward': choose one of loss, reward"),
+        ("grpo.kl_schedule", "linear", "'linear': choose one of fixed, adaptive, dynamic"),
+        ("grpo.kl_schedule", "adaptive", "'adaptive': give it a weight to adapt, grpo.kl_coefficient above 0"),
+        ("grpo.kl_target", 0.0, "0.0: it must be a number above 0"),
+        ("reward.overlong_tokens", 4097, "4097: it is above the largest response bucket, 4096"),
+        ("grpo.importance_cap", -1.0, "-1.0: it must be a number of at least 0"),
         ("seed", -1, "-1: it must be a number of at least 0"),
         ("steps", 0, "0: it must be a number of at least 1"),
         ("judge.max_new_tokens", 0, "0: it must be a number of at least 1"),
@@ -203,6 +211,21 @@ def test_batch_sizes_that_do_not_divide_are_told_the_nearest_that_do(config):
         validate(config)
     config.grpo.micro_batch_samples = 2
     validate(config)
+    config.grpo.updates_per_batch = 5
+    with pytest.raises(UserError, match=r"config\.grpo\.updates_per_batch is 5.*12.*that do: 4 and 6\."):
+        validate(config)
+    config.grpo.updates_per_batch = 4
+    with pytest.raises(UserError, match=r"config\.grpo\.micro_batch_prompts is 4.* 3.*that do: 1 and 3\."):
+        validate(config)
+
+
+@pytest.mark.parametrize("field", ["rollout.save", "rollout.replay"])
+def test_rollouts_of_several_rounds_are_neither_kept_nor_replayed(config, tmp_path, field):
+    set_field(config, field, str(tmp_path))
+    validate(config)
+    config.rollout.max_rounds = 2
+    with pytest.raises(UserError, match=rf"config\.{field} = '.*': a file holds one draw of a step"):
+        validate(config)
 
 
 @pytest.mark.parametrize("field", ["model.path", "data.path", "judge.path", "model.tokenizer", "judge.prompt"])

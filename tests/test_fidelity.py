@@ -14,7 +14,7 @@ from PIL import Image
 from perception_r1_jax.config import arithmetic, default_config, resolve
 from perception_r1_jax.errors import UserError
 from perception_r1_jax.grpo.advantages import group_advantages
-from perception_r1_jax.grpo.losses import token_weights
+from perception_r1_jax.grpo.aggregation import token_weights
 from perception_r1_jax.judge.on_mesh import Judge
 from perception_r1_jax.judge.prompts import JudgePrompt, JudgeRequest
 from perception_r1_jax.judge.verdicts import Judgement, parse_verdicts, parse_verdicts_paper
@@ -37,9 +37,10 @@ def table(default, paper):
 
 
 def resolved(fidelity: str):
-    """The default config, but with Muon, as it runs under a fidelity."""
+    """The default config, but with RLOO, CISPO and Muon, as it runs under a fidelity."""
     config = default_config()
     config.model.path, config.fidelity, config.optimizer.name = "random", fidelity, "muon"
+    config.grpo.advantages, config.grpo.loss = "rloo", "cispo"
     return resolve(config)
 
 
@@ -63,16 +64,17 @@ def score(fidelity: str, *judgements: Judgement):
 
 
 @table(
-    ("constrained", "drop_sample", "sequence_mean", "muon"),
-    ("free", "abort", "micro_batch_mean", "adamw"),
+    ("constrained", "drop_sample", "rloo", "cispo", "sequence_mean", "muon"),
+    ("free", "abort", "grpo", "clipped", "micro_batch_mean", "adamw"),
 )
 def test_the_switch_alone_sets_what_the_config_can_say(fidelity, expected):
     config = resolved(fidelity)
-    set_by_it = (config.judge.mode, config.judge.on_failure, config.grpo.aggregation, config.optimizer.name)
+    judge, grpo = config.judge, config.grpo
+    set_by_it = (judge.mode, judge.on_failure, grpo.advantages, grpo.loss, grpo.aggregation, config.optimizer.name)
     assert set_by_it == expected
     shown = arithmetic(config, problems=1442, parameters=1, judge_parameters=1, mesh={"data": 1, "fsdp": 1})
-    line = "paper: judge.mode = free, judge.on_failure = abort, grpo.aggregation = micro_batch_mean, "
-    line += "optimizer.name = adamw"
+    line = "paper: judge.mode = free, judge.on_failure = abort, grpo.advantages = grpo, grpo.loss = clipped, "
+    line += "grpo.aggregation = micro_batch_mean, optimizer.name = adamw"
     assert (line in shown) == (fidelity == "paper")
 
 

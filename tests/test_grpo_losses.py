@@ -5,20 +5,20 @@ from __future__ import annotations
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
-from perception_r1_jax.grpo.losses import AGGREGATIONS, policy_loss, token_kl, token_weights
+from perception_r1_jax.grpo.aggregation import AGGREGATIONS, token_weights
+from perception_r1_jax.grpo.losses import policy_loss
 
 CLIP = {"clip_low": 0.2, "clip_high": 0.3, "dual_clip": 3.0}
 
 
-@functools.partial(jax.jit, static_argnames="aggregation")
-def loss_and_grad(logp, old, advantages, mask, aggregation):
+@functools.partial(jax.jit, static_argnames=("aggregation", "kind"))
+def loss_and_grad(logp, old, advantages, mask, aggregation, kind="clipped"):
     """Value and gradient with respect to the log-probabilities."""
-    loss = lambda lp: policy_loss(lp, old, advantages, mask, aggregation=aggregation, **CLIP)[0]  # noqa: E731
+    loss = lambda lp: policy_loss(lp, old, advantages, mask, aggregation=aggregation, kind=kind, **CLIP)[0]  # noqa: E731
     return jax.value_and_grad(loss)(logp)
 
 
@@ -44,6 +44,32 @@ def oracle_loss(logp, old, advantages, mask, aggregation):
         return np.mean([np.sum(row) / logp.shape[1] for row in full])
     runs = [[x for row in rows[i : i + 8] for x in row] for i in range(0, len(rows), 8)]
     return np.mean([np.mean(run) for run in runs if run])
+
+
+def oracle_gspo(logp, old, advantages, mask):
+    """Mean over responses of min(A s, A clip(s)), s the geometric mean of a response's ratios; its gradient too."""
+    losses, grad = [], np.zeros_like(logp)
+    responses = np.flatnonzero(mask.any(1))
+    for row in responses:
+        kept, advantage = mask[row], advantages[row]
+        ratio = np.exp(np.mean(logp[row, kept] - old[row, kept]))
+        clipped = min(max(ratio, 0.8), 1.3)
+        losses.append(-min(advantage * ratio, advantage * clipped))
+        if advantage * ratio <= advantage * clipped:  # what is clipped has no gradient
+            grad[row, kept] = -advantage * ratio / kept.sum() / len(responses)
+        if advantage < 0 and losses[-1] > -3 * advantage:
+            losses[-1], grad[row] = -3 * advantage, 0
+    return np.mean(losses), grad
+
+
+def oracle_cispo(logp, old, advantages, mask):
+    """Mean over tokens of -clip(ratio) A logp, and its gradient, in which the clipped ratio is a number."""
+    loss, grad = 0.0, np.zeros_like(logp)
+    for row, token in zip(*np.nonzero(mask)):
+        weight = min(max(np.exp(logp[row, token] - old[row, token]), 0.8), 1.3)
+        loss -= weight * advantages[row] * logp[row, token] / mask.sum()
+        grad[row, token] = -weight * advantages[row] / mask.sum()
+    return loss, grad
 
 
 def random_case(rows=19, length=7, seed=0):
@@ -86,6 +112,40 @@ def test_loss_equals_the_oracle(aggregation, seed):
     np.testing.assert_allclose(loss, oracle_loss(*case, aggregation), rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("kind", "aggregation", "oracle"), [("gspo", "sequence_mean", oracle_gspo), ("cispo", "token_mean", oracle_cispo)]
+)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_gspo_and_cispo_equal_their_oracles_in_value_and_gradient(kind, aggregation, oracle, seed):
+    logp, old, advantages, mask = random_case(seed=seed)
+    old = logp + 0.5 * (old - logp)  # some ratios of whole responses within the clip, some outside
+    loss, grad = loss_and_grad(logp, old, advantages, mask, aggregation, kind)
+    expected, expected_grad = oracle(*(x.astype(np.float64) for x in (logp, old, advantages)), mask)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    np.testing.assert_allclose(grad, expected_grad, rtol=1e-4, atol=1e-7)
+    dirty = loss_and_grad(
+        np.where(mask, logp, np.nan), np.where(mask, old, np.inf), advantages, mask, aggregation, kind
+    )
+    jax.tree.map(np.testing.assert_array_equal, dirty, (loss, grad))
+
+
+def test_gspo_clips_whole_responses_and_cispo_clips_without_regard_to_the_advantage():
+    logp, old = np.log(np.float32([[2.0, 1.1], [0.5, 0.5]])), np.zeros((2, 2), np.float32)
+    advantages, mask = np.float32([1.0, 1.0]), np.ones((2, 2), bool)
+    _, gspo = policy_loss(logp, old, advantages, mask, kind="gspo", aggregation="token_mean", **CLIP)
+    assert (gspo["clip_fraction_high"], gspo["clip_fraction_low"]) == (0.5, 0.0)  # sqrt(2.2) = 1.48
+    np.testing.assert_allclose(gspo["ratio_mean"], (np.sqrt(2.2) + 0.5) / 2, rtol=1e-6)
+    _, cispo = policy_loss(logp, old, advantages, mask, kind="cispo", aggregation="token_mean", **CLIP)
+    assert (cispo["clip_fraction_high"], cispo["clip_fraction_low"]) == (0.25, 0.5)
+    _, open_below = policy_loss(logp, old, advantages, mask, kind="cispo", clip_low=1.0)
+    assert open_below["clip_fraction_low"] == 0
+
+
+def test_an_unknown_loss_is_an_error_that_lists_the_known():
+    with pytest.raises(ValueError, match="policy loss 'ppo' is unknown; choose one of clipped, gspo, cispo"):
+        policy_loss(*random_case(), kind="ppo")
+
+
 def test_loss_is_the_same_without_jit():
     case = random_case()
     loss, _ = policy_loss(*case, aggregation="token_mean", **CLIP)
@@ -101,15 +161,6 @@ def test_weights_sum_to_the_loss_of_any_split(aggregation):
     parts = [np.sum(weights[rows] * losses[rows]) for rows in (slice(0, 3), slice(3, 19))]
     np.testing.assert_allclose(sum(parts), whole, rtol=1e-5)
     assert np.all((weights > 0) == mask)
-
-
-def test_weights_by_hand():
-    mask = np.array([[1, 1, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]], bool)
-    np.testing.assert_allclose(token_weights(mask, "sequence_mean")[:, 0], [1 / 4, 1 / 8, 0])
-    np.testing.assert_allclose(token_weights(mask, "token_mean")[:, 0], [1 / 6, 1 / 6, 0])
-    np.testing.assert_allclose(token_weights(mask, "constant", max_tokens=10)[:, 0], [1 / 20, 1 / 20, 0])
-    nine = np.concatenate([np.ones((8, 4), bool), mask[:1]])  # a run of 32 tokens and one of 2
-    np.testing.assert_allclose(token_weights(nine, "micro_batch_mean")[[0, 8], 0], [1 / 64, 1 / 4])
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
@@ -144,32 +195,6 @@ def test_advantages_may_be_per_token():
     one = loss_and_grad(logp, old, advantages, mask, "token_mean")
     other = loss_and_grad(logp, old, per_token, mask, "token_mean")
     jax.tree.map(np.testing.assert_array_equal, one, other)
-
-
-def test_kl_estimators_by_hand():
-    logp, reference = np.float32([[-1.0, -2.0, np.nan]]), np.float32([[-1.5, -1.0, 0.0]])
-    mask = np.array([[True, True, False]])
-    kl = {name: np.asarray(token_kl(logp, reference, mask, name))[0, :2] for name in ("k1", "k2", "k3")}
-    np.testing.assert_allclose(kl["k1"], [0.5, -1.0], rtol=1e-6)
-    np.testing.assert_allclose(kl["k2"], [0.125, 0.5], rtol=1e-6)
-    np.testing.assert_allclose(kl["k3"], [np.exp(-0.5) - 0.5, np.exp(1) - 2], rtol=1e-6)
-
-
-@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
-def test_kl_of_a_lost_token_stays_finite(estimator):
-    mask = jnp.ones((1, 1), bool)
-    value = lambda lp: token_kl(lp, jnp.zeros((1, 1)), mask, estimator).sum()  # noqa: E731
-    for logp in (-1e4, 1e4):
-        kl, grad = jax.value_and_grad(value)(jnp.full((1, 1), logp))
-        assert jnp.isfinite(kl) & jnp.isfinite(grad).all()
-
-
-def test_unknown_names_are_errors_that_list_the_known():
-    logp, old, _, mask = random_case()
-    with pytest.raises(ValueError, match="'seq_mean' is unknown; choose one of sequence_mean, token_mean"):
-        token_weights(mask, "seq_mean")
-    with pytest.raises(ValueError, match="'k4' is unknown; choose one of k1, k2, k3"):
-        token_kl(logp, old, mask, "k4")
 
 
 def test_annotated_shapes_and_dtypes_are_checked_here():

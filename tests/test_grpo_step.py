@@ -13,7 +13,10 @@ import numpy as np
 import optax
 import pytest
 
-from perception_r1_jax.grpo.losses import policy_loss, token_kl, token_weights
+from perception_r1_jax.grpo.aggregation import token_weights
+from perception_r1_jax.grpo.kl import token_kl
+from perception_r1_jax.grpo.log_probs import response_log_probs
+from perception_r1_jax.grpo.losses import policy_loss
 from perception_r1_jax.grpo.step import make_log_probs_fn, make_train_step
 from perception_r1_jax.sharding import make_mesh, put_batch
 from perception_r1_jax.training.optimizer import make_optimizer
@@ -83,9 +86,13 @@ def test_micro_batches_do_not_matter():
     assert_same(split.gradient(make_batch()), reference())
 
 
-@pytest.mark.parametrize(("shape", "prompts", "samples"), [((2, 2, 2), 4, 2), ((1, 8, 1), 8, 4)])
-def test_devices_do_not_matter(shape, prompts, samples, capfd):
-    many = Trainer(make_mesh(*shape), grpo__micro_batch_prompts=prompts, grpo__micro_batch_samples=samples)
+@pytest.mark.parametrize(
+    ("shape", "prompts", "samples", "drop"),
+    [((2, 2, 2), 4, 2, False), ((1, 8, 1), 8, 4, False), ((2, 4, 1), 8, 2, True)],
+)
+def test_devices_do_not_matter(shape, prompts, samples, drop, capfd):
+    split = {"micro_batch_prompts": prompts, "micro_batch_samples": samples, "drop_flat_groups": drop}
+    many = Trainer(make_mesh(*shape), **{f"grpo__{name}": value for name, value in split.items()})
     assert_same(many.gradient(make_batch()), reference())
     assert "Involuntary full rematerialization" not in capfd.readouterr().err  # XLA's word for gathering an array whole
 
@@ -108,6 +115,72 @@ def test_buckets_do_not_matter_and_each_compiles_once():
     trainer().gradient(larger)
     trainer().gradient(make_batch())
     assert trainer().step._cache_size() == before + 1
+
+
+VARIANTS = {
+    "gspo": {"loss": "gspo", "aggregation": "token_mean", "importance_cap": 1.05, "entropy_coefficient": 0.1},
+    "cispo": {"loss": "cispo", "aggregation": "constant", "kl_estimator": "k2", "kl_coefficient": 0.5},
+}
+
+
+@functools.cache
+def variant(name, **split):
+    return Trainer(**{f"grpo__{field}": value for field, value in {**VARIANTS[name], **split}.items()})
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_micro_batches_do_not_matter_whatever_the_loss(name):
+    _, batch = off_policy()
+    whole = variant(name).gradient(batch)
+    assert_same(variant(name, micro_batch_prompts=2, micro_batch_samples=2).gradient(batch), whole)
+    assert relative_difference(whole[0], reference()[0]) > 0.1
+
+
+def test_dropping_flat_groups_changes_no_gradient_and_looks_at_none_of_them():
+    """Groups 1 and 5 are a micro-batch of their own; their pictures would make any gradient NaN that saw them."""
+    split = {"grpo__micro_batch_prompts": 2, "grpo__aggregation": "token_mean"}
+    batch = make_batch()
+    advantages = batch.advantages.copy()
+    advantages[[1, 5, 6]] = 0  # group 6 shares its micro-batch with group 2
+    batch = dataclasses.replace(batch, advantages=advantages)
+    every = Trainer(**split)
+    grads, metrics = every.gradient(batch)
+    patches = batch.prompts.patches.copy()
+    patches[[1, 5]] = np.nan
+    batch = dataclasses.replace(batch, prompts=dataclasses.replace(batch.prompts, patches=patches))
+    assert np.isnan(every.gradient(batch)[1]["grad_norm"])
+    dropped, counted = Trainer(**split, grpo__drop_flat_groups=True).gradient(batch)
+    jax.tree.map(np.testing.assert_array_equal, dropped, grads)
+    assert counted["loss"] == metrics["loss"]
+    assert counted["tokens"] == metrics["tokens"] - batch.mask[[1, 5]].sum()
+
+
+def test_an_entropy_bonus_has_the_gradient_of_the_entropy():
+    """Without advantages the loss is the bonus alone; a step up its gradient raises the entropy by its squared norm."""
+    batch = dataclasses.replace(make_batch(), advantages=np.zeros((8, 4), np.float32))
+    grads, metrics = variant("gspo").gradient(dataclasses.replace(batch, rollout_logps=np.zeros_like(off_policy()[0])))
+    assert metrics["loss"] == pytest.approx(-0.1 * metrics["entropy"], rel=1e-5)
+    log_probs = functools.partial(
+        response_log_probs, tiny.CONFIG, prompts=batch.prompts, responses=batch.responses, mask=batch.mask,
+        temperature=0.9, banned_ids=BANNED,
+    )  # fmt: skip
+    moved = jax.tree.map(lambda x, g: x - np.float32(1e-3) * g, tiny.params(), grads)
+    entropy = [np.asarray(jax.jit(log_probs)(params)[1])[batch.mask].mean() for params in (tiny.params(), moved)]
+    assert entropy[0] == pytest.approx(metrics["entropy"], rel=1e-5)
+    assert 0.1 * (entropy[1] - entropy[0]) == pytest.approx(1e-3 * metrics["grad_norm"] ** 2, rel=0.05)
+    assert trainer().gradient(batch)[1]["grad_norm"] == 0
+
+
+def test_an_adaptive_kl_weight_is_carried_from_step_to_step():
+    control = {"kl_coefficient": 0.5, "kl_schedule": "adaptive", "kl_target": 1e3}
+    adaptive = Trainer(**{f"grpo__{name}": value for name, value in control.items()})
+    state, batch = adaptive.state(), put_batch(adaptive.mesh, off_policy()[1])
+    weights = []
+    for _ in range(3):
+        state, metrics = adaptive.step(state, batch)
+        weights.append(float(metrics["kl_coefficient"]))
+    assert weights == pytest.approx([0.5, 0.5 * 0.98, 0.5 * 0.98**2])
+    assert float(state.kl_scale) == pytest.approx(0.98**3)
 
 
 def test_nothing_to_learn_changes_nothing():
@@ -137,7 +210,7 @@ def off_policy():
     log_probs = make_log_probs_fn(tiny.CONFIG, adam().config, mesh, banned_ids=BANNED)
     own = np.asarray(log_probs(tiny.params(), batch.prompts, batch.responses, batch.mask))
     old, far = own + np.random.default_rng(0).normal(size=(2, *own.shape)).astype(np.float32) * 0.3
-    return own, dataclasses.replace(batch, old_logps=old, reference_logps=far, rollout_logps=own + np.float32(0.1))
+    return own, dataclasses.replace(batch, old_logps=old, reference_logps=far, rollout_logps=old + np.float32(0.1))
 
 
 def test_loss_and_metrics_equal_the_pure_functions_on_the_log_probs():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import types
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,6 @@ import pytest
 
 from perception_r1_jax.config import default_config, resolve
 from perception_r1_jax.errors import UserError
-from perception_r1_jax.grpo.advantages import advantages_of_groups
 from perception_r1_jax.inference import Engine, Sampling
 from perception_r1_jax.models import abstract_params, count_params, load_config
 from perception_r1_jax.models.published import PUBLISHED
@@ -23,7 +24,8 @@ from perception_r1_jax.plan.serving import Calls, serving_programs
 from perception_r1_jax.plan.topologies import Target
 from perception_r1_jax.records import Rollout, Scores
 from perception_r1_jax.sharding import make_mesh
-from perception_r1_jax.training.loop import make_train_batch
+from perception_r1_jax.training.groups import Groups
+from perception_r1_jax.training.train_batches import make_train_batches
 from tests import tiny
 
 SAMPLING = Sampling(max_new_tokens=40, stop_ids=(tiny.STOP_ID,), pad_id=tiny.PAD_ID)
@@ -98,15 +100,23 @@ def shape_of(tree):
     return jax.tree.map(lambda x: (x.shape, np.dtype(x.dtype)), tree)
 
 
-def test_the_batch_has_the_shapes_that_the_loop_makes():
-    config = small_config()
+@pytest.mark.parametrize("updates", [1, 2])
+def test_the_batch_has_the_shapes_that_the_loop_makes(updates):
+    config = small_config(grpo__updates_per_batch=updates, grpo__micro_batch_prompts=2)
     prompts = tiny.prompt_batch([20] * 4, [1] * 4, length=32, windows=3)
     shape = (4, 2, 16)
     rollout = Rollout(np.zeros(shape, np.int32), np.ones(shape, bool), np.zeros(shape, np.float32), [], [])
     total, valid = np.zeros(shape[:2], np.float32), np.ones(shape[:2], bool)
     scores = Scores(total, {}, valid, [], [], {})
-    batch = make_train_batch(prompts, rollout, scores, advantages_of_groups(total, valid))
-    assert shape_of(shapes.run_batch(config, tiny.CONFIG)) == shape_of(batch)
+
+    def add_log_probs(_, batch):
+        return dataclasses.replace(batch, old_logps=batch.rollout_logps if updates > 1 else None)
+
+    run = types.SimpleNamespace(
+        config=config, mesh=make_mesh(), add_log_probs=add_log_probs, state=types.SimpleNamespace(params=None)
+    )
+    batches, _ = make_train_batches(run, Groups([], rollout, scores, prompts))
+    assert [shape_of(batch) for batch in batches] == [shape_of(shapes.run_batch(config, tiny.CONFIG))] * updates
 
 
 def small_config(**fields):
@@ -139,14 +149,18 @@ def plan_of(memory: float = 2**30, **fields):
 
 
 def test_what_lies_beside_a_program_is_counted_with_it():
-    run = plan_of(grpo__kl_coefficient=0.1)
+    run = plan_of(grpo__kl_coefficient=0.1, grpo__updates_per_batch=2, grpo__micro_batch_prompts=2)
     programs, problems = run_programs(run)
     held = {program.name: bytes_by_kind(program.held) for program in programs}
     given = {program.name: bytes_by_kind(program.given) for program in programs}
     state, reference = run.state, device_bytes(run.reference)
     master, moments = device_bytes(state.params), device_bytes(state.opt_state)
     assert problems == []
-    assert [name for name in held if name.startswith("train")] == ["train/log_probs", "train/step"]
+    assert [name for name in held if name.startswith("train")] == [
+        "train/log_probs",
+        "train/old_log_probs",
+        "train/step",
+    ]
     judge = held["train/step"][JUDGE]
     assert judge == 4 * count_params(run.judge)  # whole on each of the devices that serve
     assert held["train/step"] == {PARAMETERS: master + reference, OPTIMIZER: moments, CACHE: 0, JUDGE: judge}

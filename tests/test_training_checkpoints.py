@@ -28,7 +28,7 @@ def random_state(mesh, step: int, optimizer=OPTIMIZER) -> tuple[TrainState, Trai
     abstract = abstract_state(tiny.CONFIG, optimizer, mesh)
     rng = np.random.default_rng(step)
     state = jax.tree.map(lambda x: np.asarray(rng.normal(size=x.shape) * 100).astype(x.dtype), abstract)
-    state = TrainState(state.params, state.opt_state, np.int32(step), np.int32(3))
+    state = TrainState(state.params, state.opt_state, np.int32(step), np.int32(3), np.float32(0.7))
     return jax.device_put(state, state_shardings(abstract)), abstract
 
 
@@ -73,7 +73,9 @@ def test_donating_the_state_does_not_touch_a_save_under_way(tmp_path):
 
 
 def small_state(step: int) -> TrainState:
-    return TrainState({"w": jnp.full(4, float(step))}, {"m": jnp.zeros(4)}, jnp.int32(step), jnp.int32(0))
+    return TrainState(
+        {"w": jnp.full(4, float(step))}, {"m": jnp.zeros(4)}, jnp.int32(step), jnp.int32(0), jnp.float32(1)
+    )
 
 
 def test_newest_and_best_stay(tmp_path):
@@ -130,6 +132,6 @@ def test_another_model_is_an_error(tmp_path):
     with Checkpoints(tmp_path, keep_last=1) as checkpoints:
         checkpoints.save(1, small_state(1), make_data())
         for params in ({"w": jnp.zeros(5)}, {"w": jnp.zeros(4), "extra": jnp.zeros(3)}, {}):
-            other = TrainState(params, {"m": jnp.zeros(4)}, jnp.int32(0), jnp.int32(0))
+            other = TrainState(params, {"m": jnp.zeros(4)}, jnp.int32(0), jnp.int32(0), jnp.float32(1))
             with pytest.raises(ValueError, match=r"cannot be read into this run's state: (?s:.)*Resume with"):
                 checkpoints.restore(1, other, make_data())

@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 import signal
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -324,6 +325,65 @@ def test_options_of_a_run(tmp_path):
     assert metrics["reward/visual"] is None
 
 
+EVERYTHING = {
+    "steps": 2,
+    "grpo.updates_per_batch": 2,
+    "grpo.loss": "gspo",
+    "grpo.advantages": "rloo",
+    "grpo.aggregation": "token_mean",
+    "grpo.importance_cap": 2.0,
+    "grpo.kl_coefficient": 0.05,
+    "grpo.kl_estimator": "k1",
+    "grpo.kl_in": "reward",
+    "grpo.kl_schedule": "adaptive",
+    "grpo.entropy_coefficient": 0.01,
+    "grpo.drop_flat_groups": True,
+    "reward.overlong_tokens": 4,
+    "reward.function": "tests.test_training_loop:share_of_capitals",
+}
+
+
+def test_a_run_with_every_option_of_the_loss_continues_bit_for_bit(tmp_path):
+    train(small_config(**EVERYTHING), tmp_path / "whole")
+    whole = lines(tmp_path / "whole/metrics.jsonl")
+    assert whole[0]["train/kl"] != 0  # its second update is not at the reference any more
+    assert whole[0]["train/kl_coefficient"] == pytest.approx(0.05 * (1 + 0.98) / 2)
+    assert whole[0]["train/importance_mean"] == pytest.approx(1, abs=1e-3)
+    assert -1 <= whole[0]["reward/overlong"] < 0
+    run = shutil.copytree(tmp_path / "whole", tmp_path / "part")
+    shutil.rmtree(run / "checkpoints/2")
+    train(small_config(**EVERYTHING), run)
+    assert [without_clocks(line) for line in lines(run / "metrics.jsonl")] == [without_clocks(line) for line in whole]
+    trained = (params_of(path / "checkpoints/2") for path in (tmp_path / "whole", run))
+    jax.tree.map(np.testing.assert_array_equal, *trained)
+
+
+def test_dynamic_sampling_carries_groups_over_and_continues_bit_for_bit(tmp_path):
+    fields = {
+        "rollout.max_rounds": 3,
+        "reward.function": "tests.test_training_loop:capitals_in_some_problems",
+        "judge.path": "",
+        "grpo.importance_cap": 2.0,
+    }
+    train(small_config(**fields), tmp_path / "whole")
+    whole = lines(tmp_path / "whole/metrics.jsonl")
+    assert max(line["rollout/rounds"] for line in whole) > 1
+    assert [line["rollout/carried_in"] for line in whole] == [0, *(line["rollout/carried_out"] for line in whole[:-1])]
+    carrying = [line["step"] for line in whole[:-1] if line["rollout/carried_out"]]
+    assert carrying
+    samples = lines(tmp_path / "whole/samples.jsonl")
+    assert len(samples) == 3 * 2 * 2
+    carried = {path.name for path in (tmp_path / "whole/carried").iterdir()}
+    assert carried == {f"step-{step:06d}.npz" for step in carrying if step >= 2}  # two checkpoints are kept
+    run = shutil.copytree(tmp_path / "whole", tmp_path / "part")
+    for step in range(carrying[0] + 1, 4):
+        shutil.rmtree(run / f"checkpoints/{step}")
+    train(small_config(**fields), run)
+    assert lines(run / "samples.jsonl") == samples
+    trained = (params_of(path / "checkpoints/3") for path in (tmp_path / "whole", run))
+    jax.tree.map(np.testing.assert_array_equal, *trained)
+
+
 def test_verdicts_are_flipped_before_the_reward_sees_them(finished, tmp_path):
     train(small_config(**{"steps": 1, "judge.flip_share": 1.0}), tmp_path)
     flipped, said = lines(tmp_path / "samples.jsonl"), lines(finished / "samples.jsonl")[:4]
@@ -395,6 +455,11 @@ def test_grpo_learns_what_is_rewarded(tmp_path):
     train(config, tmp_path)
     rewards = [line["reward/custom"] for line in lines(tmp_path / "metrics.jsonl")]
     assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + 0.15
+
+
+def capitals_in_some_problems(row, response):
+    """Another such reward, which is the same for all responses to most problems."""
+    return share_of_capitals(row, response) if zlib.crc32(row["problem"].encode()) % 5 == 4 else 0.5
 
 
 def share_of_capitals(row, response):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import types
 
 import numpy as np
 import pytest
 
 from perception_r1_jax.records import GroupAdvantages, Problem, Rollout, Scores
+from perception_r1_jax.training.groups import Groups
 from perception_r1_jax.training.samples import append_samples
 
 PROBLEMS = [Problem("train/1", "AB?", (), "5"), Problem("train/2", "BC?", (), "6", ("AB is 3",))]
@@ -32,6 +34,7 @@ SCORES = Scores(
     verdicts=[[None, None], [(1.0,), None]],
     counts={},
 )
+GROUPS = Groups([types.SimpleNamespace(problem=problem) for problem in PROBLEMS], ROLLOUT, SCORES)
 ADVANTAGES = GroupAdvantages(np.array([[0.7, 0.0], [1 / 3, -1]], np.float32), np.array([False, False]))
 
 
@@ -39,8 +42,8 @@ ADVANTAGES = GroupAdvantages(np.array([[0.7, 0.0], [1 / 3, -1]], np.float32), np
 def lines(tmp_path) -> list[dict]:
     """Two steps in one file."""
     path = tmp_path / "samples.jsonl"
-    append_samples(path, 3, PROBLEMS, ROLLOUT, SCORES, ADVANTAGES)
-    append_samples(path, 4, PROBLEMS, ROLLOUT, SCORES, ADVANTAGES)
+    append_samples(path, 3, GROUPS, ADVANTAGES)
+    append_samples(path, 4, GROUPS, ADVANTAGES)
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 

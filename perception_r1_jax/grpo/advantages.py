@@ -1,4 +1,4 @@
-"""Advantages within a group (GRPO, arXiv 2402.03300, section 4.1.2)."""
+"""Advantages: how much better a response is than others, by GRPO, Dr. GRPO, RLOO or REINFORCE++ (docs/losses.md)."""
 
 from __future__ import annotations
 
@@ -9,30 +9,43 @@ from perception_r1_jax.records import GroupAdvantages
 
 EPSILON = 1e-6
 
+DIVISORS = {
+    "grpo": lambda std, count: std + EPSILON,
+    "dr_grpo": lambda std, count: 1.0,
+    "rloo": lambda std, count: (count - 1) / count,
+}
+"""What a centred reward is divided by, from std (ddof=1) and count of the group's valid members."""
+
+ADVANTAGES = (*DIVISORS, "reinforce_plus_plus")
+
 
 def group_advantages(
-    rewards: Float[np.ndarray, "N G"], valid: Bool[np.ndarray, "N G"] | None = None, *, fidelity: str = "default"
+    rewards: Float[np.ndarray, "N G"],
+    valid: Bool[np.ndarray, "N G"] | None = None,
+    *,
+    kind: str = "grpo",
+    fidelity: str = "default",
 ) -> Float[np.ndarray, "N G"]:
-    """(r - mean) / (std + 1e-6) over the valid members of each group, std with ddof=1.
+    """The advantages of each group's valid members; those that are not valid get 0 and count in no statistics.
 
-    Members that are not valid get 0 and count in neither mean nor std. A group whose rewards are all equal, or
-    with fewer than two valid members, gets exact zeros. Under `fidelity="paper"` equal rewards are not looked
-    for: as in the authors' code their float32 mean may miss them by a rounding, which the division makes up to
-    0.03.
+    - `grpo`: (r - mean) / (std + 1e-6) within the group, std with ddof=1 (arXiv 2402.03300, section 4.1.2).
+    - `dr_grpo`: r - mean (arXiv 2503.20783, section 3.2).
+    - `rloo`: r - mean of the group's other members (arXiv 2402.14740, equation 8).
+    - `reinforce_plus_plus`: as `grpo`, with the whole batch for a group (arXiv 2501.03262).
+
+    A group whose rewards are all equal, or with fewer than two valid members, gets exact zeros. Under
+    `fidelity="paper"` equal rewards are not looked for: as in the authors' code their float32 mean may miss them by a
+    rounding, which the division makes up to 0.03.
 
     Raises:
-        ValueError: a valid member's reward is not finite.
+        ValueError: a valid member's reward is not finite, or a kind of another name.
     """
+    if kind not in ADVANTAGES:
+        raise ValueError(f"advantages {kind!r} are unknown; choose one of {', '.join(ADVANTAGES)}.")
     rewards, valid = _checked(rewards, valid)
-    dtype = np.float32 if fidelity == "paper" else np.float64
-    count = np.maximum(valid.sum(axis=1, keepdims=True), 1)
-    kept = np.where(valid, rewards, 0).astype(dtype)
-    centred = np.where(valid, kept - (_sum(kept) / count).astype(dtype), 0)
-    std = np.sqrt(_sum(centred**2) / np.maximum(count - 1, 1))
-    advantages = (centred / (std + EPSILON)).astype(np.float32)
-    silent = valid.sum(axis=1) < 2 if fidelity == "paper" else no_signal(rewards, valid)
-    advantages[silent] = 0
-    return advantages
+    if kind == "reinforce_plus_plus":
+        return _advantages(rewards.reshape(1, -1), valid.reshape(1, -1), "grpo", fidelity).reshape(rewards.shape)
+    return _advantages(rewards, valid, kind, fidelity)
 
 
 def no_signal(rewards: Float[np.ndarray, "N G"], valid: Bool[np.ndarray, "N G"]) -> Bool[np.ndarray, " N"]:
@@ -43,10 +56,26 @@ def no_signal(rewards: Float[np.ndarray, "N G"], valid: Bool[np.ndarray, "N G"])
 
 
 def advantages_of_groups(
-    rewards: Float[np.ndarray, "N G"], valid: Bool[np.ndarray, "N G"], *, fidelity: str = "default"
+    rewards: Float[np.ndarray, "N G"],
+    valid: Bool[np.ndarray, "N G"],
+    *,
+    kind: str = "grpo",
+    fidelity: str = "default",
 ) -> GroupAdvantages:
     """Advantages of a batch, and which of its groups are without signal."""
-    return GroupAdvantages(group_advantages(rewards, valid, fidelity=fidelity), no_signal(rewards, valid))
+    return GroupAdvantages(group_advantages(rewards, valid, kind=kind, fidelity=fidelity), no_signal(rewards, valid))
+
+
+def _advantages(rewards, valid, kind, fidelity):
+    dtype = np.float32 if fidelity == "paper" else np.float64
+    count = np.maximum(valid.sum(axis=1, keepdims=True), 2)  # with fewer there is nothing to compare with
+    kept = np.where(valid, rewards, 0).astype(dtype)
+    centred = np.where(valid, kept - (_sum(kept) / count).astype(dtype), 0)
+    std = np.sqrt(_sum(centred**2) / (count - 1))
+    advantages = (centred / DIVISORS[kind](std, count)).astype(np.float32)
+    silent = valid.sum(axis=1) < 2 if fidelity == "paper" else no_signal(rewards, valid)
+    advantages[silent] = 0
+    return advantages
 
 
 def _checked(rewards, valid):

@@ -34,6 +34,7 @@ def token_log_probs(
     temperature: float = 1.0,
     banned_ids: Sequence[int] = (),
     chunk: int = 512,
+    entropy_gradient: bool = False,
 ) -> tuple[Float[Array, "B C"], Float[Array, "B C"]]:
     """Log-probability of each target under the hidden state that predicts it, and the distribution's entropy.
 
@@ -48,16 +49,17 @@ def token_log_probs(
         temperature: the logits are divided by it, as in sampling.
         banned_ids: tokens that sampling never takes; they have no share in the softmax.
         chunk: positions at a time; rows stay whole, since they are what the mesh splits.
+        entropy_gradient: true lets the gradient flow through the entropy.
 
     Returns:
-        Both float32, in nats. No gradient flows through the entropy.
+        Both float32, in nats.
     """
     banned = np.isin(np.arange(config.vocab_size), banned_ids)[None, None]
 
     def chunk_log_probs(inputs):
         hidden, targets = inputs
         logits = jnp.where(banned, BANNED_LOGIT, compute_logits(config, params, hidden) / temperature)
-        return _log_prob_and_entropy(logits, targets)
+        return _log_prob_and_entropy(logits, targets, entropy_gradient)
 
     return map_blocks(chunk_log_probs, (hidden, targets), min(chunk, hidden.shape[1]))
 
@@ -84,6 +86,7 @@ def response_log_probs(
     temperature: float = 1.0,
     banned_ids: Sequence[int] = (),
     chunk: int = 512,
+    entropy_gradient: bool = False,
     remat: str = "none",
 ) -> tuple[Float[Array, "N G C"], Float[Array, "N G C"]]:
     """Log-probability and entropy (`token_log_probs`) of each response token after its prompt.
@@ -106,6 +109,7 @@ def response_log_probs(
         temperature: as in `token_log_probs`.
         banned_ids: as in `token_log_probs`.
         chunk: as in `token_log_probs`; the positions are those of all G responses, one after the other.
+        entropy_gradient: as in `token_log_probs`.
         remat: what the layers keep for the backward pass (`models.REMAT_POLICIES`).
 
     Returns:
@@ -125,6 +129,7 @@ def response_log_probs(
         temperature=temperature,
         banned_ids=banned_ids,
         chunk=chunk,
+        entropy_gradient=entropy_gradient,
     )
     return logps.reshape(n, g, c), entropy.reshape(n, g, c)
 
@@ -148,7 +153,9 @@ def predicting_states(
     return states.reshape(n, samples * response_length, size)
 
 
-def _log_prob_and_entropy(logits, targets):
+def _log_prob_and_entropy(logits, targets, entropy_gradient):
     logps, normaliser = target_log_probs(logits, targets)
-    fixed = jax.lax.stop_gradient(logits - normaliser[..., None])
-    return logps, -jnp.sum(jnp.exp(fixed) * fixed, axis=-1)
+    all_logps = logits - normaliser[..., None]
+    if not entropy_gradient:
+        all_logps = jax.lax.stop_gradient(all_logps)
+    return logps, -jnp.sum(jnp.exp(all_logps) * all_logps, axis=-1)

@@ -1,27 +1,40 @@
-"""The clipped policy loss and its KL term, as pure functions of log-probabilities.
+"""Policy losses as pure functions of log-probabilities: clipped (PPO, DAPO), GSPO and CISPO.
 
-How tokens are averaged is put into one array of weights, made once from the mask of the whole batch. A loss is
-then the sum of weight times token loss, so the sum over any split into micro-batches is the loss of the batch.
+docs/losses.md has a paragraph on each.
 """
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Shaped
+from jaxtyping import Array, Bool, Float
 
+from perception_r1_jax.grpo.aggregation import masked_sum, token_weights
+from perception_r1_jax.grpo.ratios import k3, log_ratio, sequence_log_ratio
 from perception_r1_jax.records import AnyArray
 
-AGGREGATIONS = ("sequence_mean", "token_mean", "constant", "micro_batch_mean")
-KL_ESTIMATORS = ("k1", "k2", "k3")
-
-PAPER_MICRO_BATCH = 8
-"""Responses over whose tokens the authors' code averages at a time."""
-
-MAX_LOG_RATIO = 20.0
-"""Log-ratios are clamped to +-20 before exp, which keeps it finite in float32."""
-
 Metrics = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """Limits of a ratio of probabilities.
+
+    Attributes:
+        low: the ratio is clipped to [1 - low, 1 + high]; with 1 or more it has no lower limit.
+        high: see `low`.
+        dual: for a negative advantage A a clipped loss is at most -dual * A (arXiv 1912.09729); None for no limit.
+    """
+
+    low: float
+    high: float
+    dual: float | None
+
+    def __call__(self, ratio: jax.Array) -> jax.Array:
+        """The ratio within [1 - low, 1 + high]."""
+        return jnp.clip(ratio, 1 - self.low, 1 + self.high)
 
 
 def policy_loss(
@@ -35,60 +48,31 @@ def policy_loss(
     dual_clip: float | None = 3.0,
     aggregation: str = "sequence_mean",
     max_tokens: int | None = None,
+    kind: str = "clipped",
 ) -> tuple[Float[Array, ""], Metrics]:
-    """The clipped loss of a whole batch, and what was clipped.
+    """The policy loss of a whole batch, and what was clipped.
 
     Args:
         logp: log-probabilities of the responses' tokens under the policy.
         old_logp: the same before the batch's first update; the gradient does not flow into them.
         advantages: [B] one per response, or [B, 1] or [B, C].
         mask: true on the tokens that count; a response without any takes no part.
-        clip_low: the ratio is clipped to [1 - clip_low, 1 + clip_high].
-        clip_high: see `clip_low`.
-        dual_clip: for a negative advantage A the loss is at most -dual_clip * A (arXiv 1912.09729); None for no limit.
-        aggregation: see `token_weights`.
-        max_tokens: see `token_weights`.
+        clip_low: see `Clip`.
+        clip_high: see `Clip`.
+        dual_clip: see `Clip`.
+        aggregation: see `aggregation.token_weights`.
+        max_tokens: see `aggregation.token_weights`.
+        kind: one of `LOSSES`.
 
     Returns:
-        The loss, and means over tokens: `clip_fraction_low`, `clip_fraction_high`, `clip_fraction_dual` (where
-        there is a dual clip), `ratio_mean` and `approx_kl`, the k3 estimate of KL(old || policy).
+        The loss, and means over tokens: `clip_fraction_low`, `clip_fraction_high`, `clip_fraction_dual` (of a clipped
+        loss with a dual clip), `ratio_mean` and `approx_kl`, the k3 estimate of KL(old || policy).
     """
     weights = token_weights(mask, aggregation, max_tokens=max_tokens)
-    losses, stats = token_losses(
-        logp, old_logp, advantages, mask, clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip
-    )
+    losses, stats = token_losses(logp, old_logp, advantages, mask, Clip(clip_low, clip_high, dual_clip), kind=kind)
     tokens = jnp.maximum(jnp.sum(mask, dtype=jnp.float32), 1)
     metrics = {name: masked_sum(values, mask) / tokens for name, values in stats.items()}
     return jnp.sum(weights * losses), metrics
-
-
-def token_weights(
-    mask: Bool[AnyArray, "B C"], aggregation: str, *, max_tokens: int | None = None
-) -> Float[Array, "B C"]:
-    """The weight of each token in the loss of the batch; 0 outside the mask.
-
-    - `sequence_mean`: mean over a response's tokens, then over the responses that have any (arXiv 2402.03300).
-    - `token_mean`: mean over all tokens of the batch (DAPO, arXiv 2503.14476).
-    - `constant`: sum over a response's tokens divided by `max_tokens`, by default C, then mean over responses
-      (Dr. GRPO, arXiv 2503.20783). Give the longest response allowed, so that the bucket does not matter.
-    - `micro_batch_mean`: token mean over each run of 8 responses, then the mean of these, as Perception-R1's
-      authors' code has it.
-
-    Raises:
-        ValueError: an aggregation of another name.
-    """
-    weights = mask.astype(jnp.float32)
-    lengths = jnp.sum(weights, axis=1, keepdims=True)
-    responses = _at_least_one(jnp.sum(lengths > 0, dtype=jnp.float32))
-    if aggregation == "sequence_mean":
-        return weights / _at_least_one(lengths) / responses
-    if aggregation == "token_mean":
-        return weights / _at_least_one(jnp.sum(lengths))
-    if aggregation == "constant":
-        return weights / (max_tokens or mask.shape[1]) / responses
-    if aggregation == "micro_batch_mean":
-        return weights / _micro_batch_tokens(lengths)
-    raise ValueError(f"aggregation {aggregation!r} is unknown; choose one of {', '.join(AGGREGATIONS)}.")
 
 
 def token_losses(
@@ -96,80 +80,63 @@ def token_losses(
     old_logp: Float[AnyArray, "B C"],
     advantages: Float[AnyArray, "B ..."],
     mask: Bool[AnyArray, "B C"],
+    clip: Clip,
     *,
-    clip_low: float,
-    clip_high: float,
-    dual_clip: float | None,
+    kind: str = "clipped",
 ) -> tuple[Float[Array, "B C"], Metrics]:
-    """max(-A ratio, -A clip(ratio)) of each token (PPO, arXiv 1707.06347, equation 7), with `policy_loss`'s arguments.
+    """The loss of each token, with `policy_loss`'s arguments.
 
     Returns:
         The losses, and for each metric its value at each token. What stands outside the mask, NaN
         included, touches neither these nor the gradient.
+
+    Raises:
+        ValueError: a kind of another name.
     """
+    if kind not in LOSSES:
+        raise ValueError(f"policy loss {kind!r} is unknown; choose one of {', '.join(LOSSES)}.")
     advantages = jnp.broadcast_to(advantages.reshape(logp.shape[0], -1), logp.shape)
-    log_ratio = _log_ratio(logp, jax.lax.stop_gradient(old_logp), mask)
-    ratio = jnp.exp(log_ratio)
-    plain = -advantages * ratio
-    clipped = -advantages * jnp.clip(ratio, 1 - clip_low, 1 + clip_high)
+    ratios = log_ratio(logp, jax.lax.stop_gradient(old_logp), mask)
+    losses, stats = LOSSES[kind](jnp.where(mask, logp, 0.0), ratios, advantages, mask, clip)
+    return losses, {**stats, "approx_kl": k3(ratios)}
+
+
+def _clipped(logp, log_ratios, advantages, mask, clip):
+    """max(-A ratio, -A clip(ratio)) (PPO, arXiv 1707.06347, equation 7)."""
+    return _surrogate(jnp.exp(log_ratios), advantages, clip)
+
+
+def _gspo(logp, log_ratios, advantages, mask, clip):
+    """The same with one ratio per response (GSPO, arXiv 2507.18071, equations 5 and 7)."""
+    ratio = jnp.exp(sequence_log_ratio(log_ratios, mask))
+    return _surrogate(jnp.broadcast_to(ratio, log_ratios.shape), advantages, clip)
+
+
+def _cispo(logp, log_ratios, advantages, mask, clip):
+    """-A logp times the clipped ratio, which has no gradient (CISPO, arXiv 2506.13585, equations 4 and 5)."""
+    ratio = jax.lax.stop_gradient(jnp.exp(log_ratios))
+    stats = {
+        "clip_fraction_low": ratio < 1 - clip.low,
+        "clip_fraction_high": ratio > 1 + clip.high,
+        "ratio_mean": ratio,
+    }
+    return -clip(ratio) * advantages * logp, stats
+
+
+LOSSES = {"clipped": _clipped, "gspo": _gspo, "cispo": _cispo}
+
+
+def _surrogate(ratio, advantages, clip):
+    plain, clipped = -advantages * ratio, -advantages * clip(ratio)
     losses = jnp.maximum(plain, clipped)
     is_clipped = clipped > plain
     stats = {
         "clip_fraction_low": is_clipped & (advantages < 0),
         "clip_fraction_high": is_clipped & (advantages > 0),
         "ratio_mean": ratio,
-        "approx_kl": _k3(log_ratio),
     }
-    if dual_clip is not None:
-        ceiling = -advantages * dual_clip
+    if clip.dual is not None:
+        ceiling = -advantages * clip.dual
         stats["clip_fraction_dual"] = (advantages < 0) & (ceiling < losses)
         losses = jnp.where(advantages < 0, jnp.minimum(losses, ceiling), losses)
-    return losses, {name: jax.lax.stop_gradient(values) for name, values in stats.items()}
-
-
-def token_kl(
-    logp: Float[AnyArray, "B C"], reference_logp: Float[AnyArray, "B C"], mask: Bool[AnyArray, "B C"], estimator: str
-) -> Float[Array, "B C"]:
-    """Estimates of KL(policy || reference) from the sampled tokens (http://joschu.net/blog/kl-approx.html).
-
-    With d = logp - reference: k1 = d, k2 = d^2 / 2, k3 = exp(-d) - 1 + d. As a loss k1 has no gradient in
-    expectation; k2's is that of the true KL.
-
-    Raises:
-        ValueError: an estimator of another name.
-    """
-    log_ratio = _log_ratio(logp, jax.lax.stop_gradient(reference_logp), mask)
-    if estimator == "k1":
-        return log_ratio
-    if estimator == "k2":
-        return 0.5 * jnp.square(log_ratio)
-    if estimator == "k3":
-        return _k3(-log_ratio)
-    raise ValueError(f"KL estimator {estimator!r} is unknown; choose one of {', '.join(KL_ESTIMATORS)}.")
-
-
-def masked_sum(values: Shaped[AnyArray, "B C"], mask: Bool[AnyArray, "B C"]) -> Float[Array, ""]:
-    """float32 sum of the values inside the mask."""
-    return jnp.sum(jnp.where(mask, values.astype(jnp.float32), 0.0))
-
-
-def _log_ratio(logp, other, mask):
-    """The difference, clamped. What is outside the mask is replaced before the subtraction: NaN times 0 is NaN."""
-    return jnp.clip(jnp.where(mask, logp, 0.0) - jnp.where(mask, other, 0.0), -MAX_LOG_RATIO, MAX_LOG_RATIO)
-
-
-def _k3(log_ratio):
-    return jnp.expm1(log_ratio) - log_ratio
-
-
-def _at_least_one(count):
-    return jnp.maximum(count, 1.0)
-
-
-def _micro_batch_tokens(lengths):
-    """[B, 1]: tokens in a response's run of 8, times the number of runs that have any."""
-    rows = lengths.shape[0]
-    padded = jnp.pad(lengths[:, 0], (0, -rows % PAPER_MICRO_BATCH))
-    tokens = jnp.sum(padded.reshape(-1, PAPER_MICRO_BATCH), axis=1)
-    runs = _at_least_one(jnp.sum(tokens > 0, dtype=jnp.float32))
-    return jnp.repeat(_at_least_one(tokens), PAPER_MICRO_BATCH)[:rows, None] * runs
+    return losses, stats

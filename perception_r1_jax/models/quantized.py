@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from perception_r1_jax.records import Leaf
+from perception_r1_jax.records import AnyArray, Leaf
 
 LARGEST = 127
 
@@ -61,7 +61,7 @@ def contract(x: jax.Array, matrix: jax.Array | Int8, count: int) -> jax.Array:
     return _scaled(y, matrix.scales).astype(x.dtype)
 
 
-def look_up(table: jax.Array | Int8, indices: jax.Array) -> jax.Array:
+def look_up(table: jax.Array | Int8, indices: Int[AnyArray, "*B"]) -> Float[Array, "*B D"]:
     """Rows of a table [V, D]; of one in 8 bits in the dtype of its scales, one for each row."""
     if not isinstance(table, Int8):
         return table[indices]

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from perception_r1_jax.errors import UserError
+from perception_r1_jax.grpo.kl import has_kl
 from perception_r1_jax.grpo.step import make_log_probs_fn, make_train_step
 from perception_r1_jax.inference import Engine
 from perception_r1_jax.inference.rollout import make_engine
@@ -82,7 +83,7 @@ def plan_run(config: ConfigDict, target: Target) -> PlannedRun:
         policy=policy,
         judge=judge,
         state=abstract_state(policy, optimizer, mesh, freeze_vision=config.model.freeze_vision),
-        reference=stored_params(policy, mesh, dtype) if config.grpo.kl_coefficient else None,
+        reference=stored_params(policy, mesh, dtype) if has_kl(config.grpo) else None,
         rollouts=_at_all_costs(rollouts, "the policy", problems),
         judging=_at_all_costs(judging, "the judge", problems) if judge else None,
         problems=tuple(problems),
@@ -122,7 +123,9 @@ def run_programs(run: PlannedRun) -> tuple[list[Program], list[str]]:
         except UserError as error:
             problems.append(f"{each.name}: {error}")
     if run.reference is not None:
-        programs.append(_log_probs(run))
+        programs.append(_log_probs(run, "train/log_probs", run.reference))
+    if run.config.grpo.updates_per_batch > 1:
+        programs.append(_log_probs(run, "train/old_log_probs", run.state.params))
     return [*programs, _train_step(run)], problems
 
 
@@ -183,8 +186,10 @@ def _judge_calls(run: PlannedRun) -> Calls:
 
 
 def _train_step(run: PlannedRun) -> Program:
+    config = ConfigDict(run.config)
+    config.grpo.drop_flat_groups = False  # at most none is flat
     optimizer = make_optimizer(run.config.optimizer, run.config.steps, fidelity=run.config.fidelity)
-    step = make_train_step(run.policy, run.config, run.mesh, optimizer, banned_ids=shapes.banned_ids(run.policy))
+    step = make_train_step(run.policy, config, run.mesh, optimizer, banned_ids=shapes.banned_ids(run.policy))
     batch = abstract_batch(run.mesh, shapes.run_batch(run.config, run.policy))
     backward = 1 if run.config.model.freeze_vision else 3
     return Program(
@@ -197,15 +202,15 @@ def _train_step(run: PlannedRun) -> Program:
     )
 
 
-def _log_probs(run: PlannedRun) -> Program:
+def _log_probs(run: PlannedRun, name: str, params: Params) -> Program:
     log_probs = make_log_probs_fn(run.policy, run.config, run.mesh, banned_ids=shapes.banned_ids(run.policy))
     batch = abstract_batch(run.mesh, shapes.run_batch(run.config, run.policy))
     return Program(
-        name="train/log_probs",
+        name=name,
         mesh=run.mesh,
-        lower=lambda: log_probs.lower(run.reference, batch.prompts, batch.responses, batch.mask),
+        lower=lambda: log_probs.lower(params, batch.prompts, batch.responses, batch.mask),
         held=_kept(run),
-        given={PARAMETERS: run.reference},
+        given={PARAMETERS: params},
         useful_flops=_text_flops(run) + _vision_flops(run),
     )
 
@@ -213,10 +218,15 @@ def _log_probs(run: PlannedRun) -> Program:
 def _text_flops(run: PlannedRun) -> float:
     rollout = run.config.rollout
     length, tokens = rollout.prompt_buckets[-1], rollout.response_buckets[-1]
-    prompts, responses = rollout.prompts_per_step, rollout.prompts_per_step * rollout.samples_per_prompt
+    prompts = _update_prompts(run)
+    responses = prompts * rollout.samples_per_prompt
     return flops.prompt_flops(run.policy, length, prompts) + flops.response_flops(run.policy, length, tokens, responses)
 
 
 def _vision_flops(run: PlannedRun) -> float:
     rollout, vision = run.config.rollout, run.policy.vision
-    return flops.vision_flops(vision, rollout.window_buckets[-1], rollout.prompts_per_step) if vision else 0.0
+    return flops.vision_flops(vision, rollout.window_buckets[-1], _update_prompts(run)) if vision else 0.0
+
+
+def _update_prompts(run: PlannedRun) -> int:
+    return run.config.rollout.prompts_per_step // run.config.grpo.updates_per_batch

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from perception_r1_jax.grpo.kl import has_kl
 from perception_r1_jax.inference.sampling import Sampling
 from perception_r1_jax.models import ModelConfig
 from perception_r1_jax.records import WINDOW_PATCHES, PromptBatch, TrainBatch
@@ -40,22 +41,25 @@ def prompt_shapes(model: ModelConfig, rows: int, length: int, windows: int) -> P
     )
 
 
-def run_prompts(config: ConfigDict, model: ModelConfig) -> PromptBatch:
-    """Those of a step."""
+def run_prompts(config: ConfigDict, model: ModelConfig, updates: int = 1) -> PromptBatch:
+    """Those of a step, or of one of its updates where there are several."""
     rollout = config.rollout
-    return prompt_shapes(model, rollout.prompts_per_step, rollout.prompt_buckets[-1], rollout.window_buckets[-1])
+    rows = rollout.prompts_per_step // updates
+    return prompt_shapes(model, rows, rollout.prompt_buckets[-1], rollout.window_buckets[-1])
 
 
 def run_batch(config: ConfigDict, model: ModelConfig) -> TrainBatch:
-    """What the train step consumes."""
-    shape = (config.rollout.prompts_per_step, config.rollout.samples_per_prompt, config.rollout.response_buckets[-1])
+    """What an update consumes."""
+    updates, prompts = config.grpo.updates_per_batch, run_prompts(config, model, config.grpo.updates_per_batch)
+    shape = (len(prompts.lengths), config.rollout.samples_per_prompt, config.rollout.response_buckets[-1])
     logps = _of(jnp.float32, *shape)
     return TrainBatch(
-        prompts=run_prompts(config, model),
+        prompts=prompts,
         responses=_int(*shape),
         mask=_of(jnp.bool_, *shape),
         advantages=_of(jnp.float32, *shape[:2]),
-        reference_logps=logps if config.grpo.kl_coefficient else None,
+        old_logps=logps if updates > 1 else None,
+        reference_logps=logps if has_kl(config.grpo) else None,
         rollout_logps=logps,
     )
 

@@ -29,7 +29,7 @@ EACH = 2
 Line = Mapping[str, Any]
 """A line of samples.jsonl."""
 
-TERMS = ("format", "accuracy", "visual", "repetition", "custom")
+TERMS = ("format", "accuracy", "visual", "repetition", "custom", "overlong")
 
 
 @dataclasses.dataclass(frozen=True)

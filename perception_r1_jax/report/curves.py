@@ -21,6 +21,7 @@ REWARDS = {
     "Format": {"reward/format": ""},
     "Repetition": {"reward/repetition": ""},
     "Own function": {"reward/custom": ""},
+    "Penalty for length": {"reward/overlong": ""},
     "Groups whose rewards are all equal": {"reward/groups_without_signal": ""},
 }
 """Charts of rewards: title -> metric -> its name in the chart, "" where the title says it."""

@@ -18,6 +18,7 @@ from perception_r1_jax.rewards.custom import RewardFunction, custom_reward, load
 from perception_r1_jax.rewards.failures import resolve_failures
 from perception_r1_jax.rewards.format import format_reward
 from perception_r1_jax.rewards.grading import OK
+from perception_r1_jax.rewards.overlong import overlong_penalty
 from perception_r1_jax.rewards.perception import visual_reward
 from perception_r1_jax.rewards.repetition import repetition_penalty
 from perception_r1_jax.rewards.tally import Tally
@@ -34,12 +35,15 @@ class RewardSettings:
     """How responses are scored; the defaults are the published run's.
 
     Attributes:
-        weights: name -> weight of "format", "accuracy", "visual", "repetition", and "custom" beside `custom`.
+        weights: name -> weight of "format", "accuracy", "visual", "repetition", of "custom" beside `custom`, and of
+            "overlong" beside `overlong_tokens`.
         ngram_size: words that make a repetition.
         repetition_max_penalty: the penalty that a response of one repeated n-gram approaches.
         fidelity: "default" or "paper".
         on_judge_failure: one of `failures.POLICIES`. Other terms' failures always drop the sample.
         custom: the user's own reward function, or None.
+        overlong_tokens: how far below `max_tokens` the penalty for length begins; 0 for none.
+        max_tokens: the longest response allowed.
     """
 
     weights: Mapping[str, float] = dataclasses.field(default_factory=WEIGHTS.copy)
@@ -48,6 +52,8 @@ class RewardSettings:
     fidelity: str = "default"
     on_judge_failure: str = "drop_sample"
     custom: RewardFunction | None = None
+    overlong_tokens: int = 0
+    max_tokens: int = 4096
 
     @classmethod
     def from_config(cls, config: ConfigDict) -> RewardSettings:
@@ -58,7 +64,7 @@ class RewardSettings:
         """
         reward = config.reward
         custom = load_reward(reward.function) if reward.function else None
-        names = [*WEIGHTS, "custom"] if custom else [*WEIGHTS]
+        names = [*WEIGHTS, *["custom"] * bool(custom), *["overlong"] * bool(reward.overlong_tokens)]
         return cls(
             weights={name: reward[f"{name}_weight"] for name in names},
             ngram_size=reward.ngram_size,
@@ -66,6 +72,8 @@ class RewardSettings:
             fidelity=config.fidelity,
             on_judge_failure=config.judge.on_failure,
             custom=custom,
+            overlong_tokens=reward.overlong_tokens,
+            max_tokens=config.rollout.response_buckets[-1],
         )
 
 
@@ -75,6 +83,8 @@ def score_responses(
     judgements: Sequence[Sequence[Judgement]] | None,
     pool: AccuracyPool,
     settings: RewardSettings,
+    *,
+    lengths: np.ndarray | None = None,
 ) -> Scores:
     """Scores G responses to each of N problems; failures are counted, and logged with their problems.
 
@@ -84,6 +94,7 @@ def score_responses(
         judgements: [N][G], or None for a run without a judge, where the visual term adds nothing.
         pool: grades the answers.
         settings: weights and policies.
+        lengths: [N, G] tokens of the responses, where `settings` has a penalty for them.
 
     Raises:
         RewardFailed: a judgement failed and `settings.on_judge_failure` is "abort".
@@ -102,6 +113,9 @@ def score_responses(
     }
     if settings.custom:
         terms["custom"] = _custom_term(settings.custom, problems, texts, tally)
+    if settings.overlong_tokens:
+        penalty = functools.partial(overlong_penalty, limit=settings.max_tokens, margin=settings.overlong_tokens)
+        terms["overlong"] = _per_response(penalty, lengths)
     tally.warn()
     failed = {name: np.isnan(terms[name]) for name in terms}
     failed["visual"] = _per_response(lambda judgement: judgement.failed, judgements).astype(bool)

@@ -97,7 +97,7 @@ def prepare(config: ConfigDict, workdir: Path) -> SftRun:
     record = make_record(config, data=hash_conversations(hashed), model=hash_files(model_dir))
 
     # -- State: restored, or begun from the starting model.
-    begun = begin_or_continue(config, workdir, console, record, model_dir, mesh, batches)
+    begun = begin_or_continue(config, workdir, console, record, model_dir, mesh, batches, updates=config.steps)
     return SftRun(
         config=config,
         workdir=workdir,

@@ -2,7 +2,7 @@
 
     <directory>/<step>/params      float32 parameters, alone enough for an export
                       /optimizer   the optimizer's state
-                      /counters    step and skipped
+                      /counters    step, skipped, kl_scale
                       /data        the data iterator's position
 
 The arrays are written while training goes on; a checkpoint appears under its name only when all of it is on
@@ -109,5 +109,5 @@ class Checkpoints:
 
 
 def _checkpointables(state: TrainState) -> dict[str, Any]:
-    counters = {"step": state.step, "skipped": state.skipped}
+    counters = {"step": state.step, "skipped": state.skipped, "kl_scale": state.kl_scale}
     return {"params": state.params, "optimizer": state.opt_state, "counters": counters}

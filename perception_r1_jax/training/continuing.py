@@ -31,6 +31,7 @@ FIXED = (
     "config.model.freeze_vision",
     "config.rollout.prompts_per_step",
     "config.rollout.samples_per_prompt",
+    "config.grpo.updates_per_batch",
     "config.sft.row_tokens",
     "config.sft.row_windows",
     "config.sft.rows_per_step",
@@ -71,25 +72,27 @@ def begin_or_continue(
     mesh: Mesh,
     data: ocp.StatefulCheckpointable,
     *,
+    updates: int,
     fidelity: str = "default",
 ) -> Beginning:
     """Makes the state that a run begins or goes on with, tells what has changed since, and writes `run.json`.
 
     Args:
-        config: of the run; `steps`, `model`, `optimizer` and `checkpoint` are read.
+        config: of the run; `model`, `optimizer` and `checkpoint` are read.
         workdir: of the run.
         console: where it is told.
         record: what `run.json` will hold.
         model_dir: of the starting model; its config is in `workdir`/model.
         mesh: where the state will lie.
         data: the data iterator; it is set to the checkpoint's position.
+        updates: optimizer steps of the whole run.
         fidelity: of the optimizer.
 
     Raises:
         UserError: the checkpoint is of another run (`changes_since`), or cannot be restored.
     """
     model, freeze_vision, keep = load_config(workdir / "model"), config.model.freeze_vision, config.checkpoint
-    optimizer = make_optimizer(config.optimizer, config.steps, fidelity=fidelity)
+    optimizer = make_optimizer(config.optimizer, updates, fidelity=fidelity)
     abstract = abstract_state(model, optimizer, mesh, freeze_vision=freeze_vision)
     checkpoints = Checkpoints(workdir / "checkpoints", keep_last=keep.keep_last, keep_best=keep.keep_best)
     step = checkpoints.latest_step() or 0

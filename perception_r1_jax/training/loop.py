@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,17 +13,17 @@ from jaxtyping import Array, Key
 
 from perception_r1_jax.evaluation.compare import result_fields
 from perception_r1_jax.evaluation.shown import comparison_table
-from perception_r1_jax.grpo.advantages import advantages_of_groups
 from perception_r1_jax.inference.rollout import bucketed_batch, roll_out, rollout_metrics
 from perception_r1_jax.judge.flips import flip_verdicts
 from perception_r1_jax.judge.metrics import judge_metrics
 from perception_r1_jax.judge.prompts import JudgeRequest
 from perception_r1_jax.judge.verdicts import Judgement
-from perception_r1_jax.records import GroupAdvantages, Problem, PromptBatch, Rollout, Scores, TrainBatch
+from perception_r1_jax.records import Problem, PromptBatch, Rollout
 from perception_r1_jax.rewards.accuracy import AccuracyPool
 from perception_r1_jax.rewards.score import score_responses
-from perception_r1_jax.sharding import put_batch
+from perception_r1_jax.training.dynamic_sampling import fill_batch, write_carried
 from perception_r1_jax.training.evaluating import before_and_after, evaluate_policy, forget_later_evaluations
+from perception_r1_jax.training.groups import Groups
 from perception_r1_jax.training.metrics import MetricsWriter, fence, format_line, read_lines
 from perception_r1_jax.training.progress import progress_bar
 from perception_r1_jax.training.replay import SavedRollout, replay, rollout_file, write_rollout
@@ -31,6 +32,7 @@ from perception_r1_jax.training.samples import append_samples
 from perception_r1_jax.training.setup import Run
 from perception_r1_jax.training.stopping import Stopped, StopRequest
 from perception_r1_jax.training.timing import Clock
+from perception_r1_jax.training.train_batches import make_train_batches, take_updates
 
 LINE = {
     "reward": "reward/total",
@@ -84,29 +86,21 @@ def take_steps(run: Run, stop: StopRequest) -> bool:
     ):
         for step in range(run.step + 1, config.steps + 1):
             clock, position = Clock(), run.batches.get_state()
-            with clock("data"):
-                prompts = next(run.batches)
-                problems = [prompt.problem for prompt in prompts]
-            with clock("rollout"):
-                prompt_batch = bucketed_batch(prompts, run.processor, config.rollout)
-                try:
-                    rollout = take_rollout(run, step, problems, prompt_batch, jax.random.fold_in(key, step), stop)
-                except Stopped:
-                    run.batches.set_state(position)
-                    return _stop_after(run, step - 1, metrics)
-            with clock("judge"):
-                judgements = judge_rollout(run, step, problems, rollout) if run.judge else None
-            with clock("score"):
-                scores = score_responses(problems, rollout.texts, judgements, pool, run.settings)
-                advantages = advantages_of_groups(scores.total, scores.valid, fidelity=config.fidelity)
+            draw = functools.partial(draw_groups, run, step, jax.random.fold_in(key, step), pool, clock, stop)
+            try:
+                filled = fill_batch(draw, run.carried, config.rollout.prompts_per_step, config.rollout.max_rounds)
+            except Stopped:
+                run.batches.set_state(position)
+                return _stop_after(run, step - 1, metrics)
             with clock("train"):
-                batch = put_batch(run.mesh, make_train_batch(prompt_batch, rollout, scores, advantages))
-                run.state, updated = run.train_step(run.state, run.add_reference(batch))
-                updated = {f"train/{name}": float(value) for name, value in jax.device_get(updated).items()}
-            rewards = reward_metrics(scores, advantages)
-            metrics = {**rewards, **rollout_metrics(rollout), **updated, **clock.metrics(), **run_metrics(run)}
+                batches, advantages = make_train_batches(run, filled.batch)
+                updated = {f"train/{name}": value for name, value in take_updates(run, batches).items()}
+            run.carried = filled.carried
+            rewards = reward_metrics(filled.drawn)
+            rollouts = rollout_metrics(filled.drawn.rollout) | filled.metrics
+            metrics = {**rewards, **rollouts, **updated, **clock.metrics(), **run_metrics(run)}
             writer.write(step, metrics)
-            append_samples(samples, step, problems, rollout, scores, advantages)
+            append_samples(samples, step, filled.batch, advantages)
             shown = {short: metrics[name] for short, name in LINE.items()}
             console.print(format_line(step, config.steps, shown, list(LINE)))
             advance(rewards)
@@ -114,7 +108,7 @@ def take_steps(run: Run, stop: StopRequest) -> bool:
             if stop.received:
                 return _stop_after(run, step, metrics)
             if step % config.checkpoint.every == 0 or step == config.steps:
-                run.checkpoints.save(step, run.state, run.batches, metric=rewards["reward/total"])
+                _save(run, step, rewards)
     return True
 
 
@@ -123,10 +117,15 @@ def _stop_after(run: Run, step: int, metrics: Mapping[str, float]) -> bool:
     if step == 0:
         run.console.print("stopped before the first step was done; the same command begins again.")
         return False
-    run.checkpoints.save(step, run.state, run.batches, metric=metrics.get("reward/total", math.nan))
+    _save(run, step, metrics)
     run.checkpoints.wait()
     run.console.print(f"stopped after step {step}, which is saved; the same command goes on from there.")
     return False
+
+
+def _save(run: Run, step: int, metrics: Mapping[str, float]) -> None:
+    write_carried(run.workdir, step, run.carried, run.checkpoints.steps)
+    run.checkpoints.save(step, run.state, run.batches, metric=metrics.get("reward/total", math.nan))
 
 
 def _write_result(run: Run) -> dict[str, Any]:
@@ -139,6 +138,35 @@ def _write_result(run: Run) -> dict[str, Any]:
     seconds = run.setup_seconds + sum(line["time/step"] for line in lines)
     seconds += sum(evaluated.summary.seconds for evaluated in (before, after) if evaluated)
     return write_result(run.workdir, result_fields(before, after), rewards=rewards, seconds=seconds)
+
+
+def draw_groups(
+    run: Run,
+    step: int,
+    key: Key[Array, ""],
+    pool: AccuracyPool,
+    clock: Clock,
+    stop: StopRequest,
+    draw: int,
+) -> Groups:
+    """The next prompts of the data with scored responses; `draw` counts the step's rounds, from 0.
+
+    Raises:
+        Stopped: a stop request has come while responses were drawn.
+    """
+    with clock("data"):
+        prompts = next(run.batches)
+        problems = [prompt.problem for prompt in prompts]
+    with clock("rollout"):
+        prompt_batch = bucketed_batch(prompts, run.processor, run.config.rollout)
+        key = jax.random.fold_in(key, draw) if draw else key  # a round may meet the next epoch, and a problem again
+        rollout = take_rollout(run, step, problems, prompt_batch, key, stop)
+    with clock("judge"):
+        judgements = judge_rollout(run, step, problems, rollout) if run.judge else None
+    with clock("score"):
+        lengths = rollout.mask.sum(-1)
+        scores = score_responses(problems, rollout.texts, judgements, pool, run.settings, lengths=lengths)
+    return Groups(prompts, rollout, scores, prompt_batch)
 
 
 def take_rollout(
@@ -177,25 +205,15 @@ def judge_rollout(run: Run, step: int, problems: Sequence[Problem], rollout: Rol
     return flip_verdicts(judgements, names, run.config.judge.flip_share, seed=run.config.seed, step=step)
 
 
-def make_train_batch(prompts: PromptBatch, rollout: Rollout, scores: Scores, advantages: GroupAdvantages) -> TrainBatch:
-    """What the step consumes; a response that is not valid has an empty mask."""
-    return TrainBatch(
-        prompts=prompts,
-        responses=rollout.tokens,
-        mask=rollout.mask & scores.valid[:, :, None],
-        advantages=advantages.advantages,
-        rollout_logps=rollout.logps,
-    )
-
-
-def reward_metrics(scores: Scores, advantages: GroupAdvantages) -> dict[str, float]:
+def reward_metrics(groups: Groups) -> dict[str, float]:
     """Mean of the total over valid responses, of each term over those that have it, and what went missing."""
+    scores = groups.scores
     means = {f"reward/{name}": _mean(values[~np.isnan(values)]) for name, values in scores.terms.items()}
     counts = {name: count for name, count in scores.counts.items() if not name.startswith("judge/")}
     return {
         "reward/total": _mean(scores.total[scores.valid]),
         **means,
-        "reward/groups_without_signal": float(advantages.no_signal.mean()),
+        "reward/groups_without_signal": float(groups.without_signal.mean()),
         **{f"reward/{name}": float(count) for name, count in counts.items()},
         **judge_metrics(status for row in scores.judge_status for status in row),
     }

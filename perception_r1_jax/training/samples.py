@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from perception_r1_jax.records import GroupAdvantages, Problem, Rollout, Scores
+from perception_r1_jax.records import GroupAdvantages, Rollout, Scores
+from perception_r1_jax.training.groups import Groups
 from perception_r1_jax.training.metrics import finite
 
 
-def append_samples(
-    path: Path,
-    step: int,
-    problems: Sequence[Problem],
-    rollout: Rollout,
-    scores: Scores,
-    advantages: GroupAdvantages,
-) -> None:
+def append_samples(path: Path, step: int, groups: Groups, advantages: GroupAdvantages) -> None:
     """Appends a step's responses. A term without a value is null, as is the total of a response that was left out."""
     with path.open("a", encoding="utf-8") as file:
-        for row, problem in enumerate(problems):
-            for sample, fields in enumerate(_fields(row, rollout, scores, advantages)):
+        for row, problem in enumerate(groups.problems):
+            for sample, fields in enumerate(_fields(row, groups.rollout, groups.scores, advantages)):
                 line = {"step": step, "problem_id": problem.problem_id, "sample": sample, **fields}
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,22 +13,25 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from perception_r1_jax.config import arithmetic, load_instruction, resolve
+from perception_r1_jax.config import arithmetic, load_instruction, optimizer_steps, resolve
 from perception_r1_jax.data import load_problems, make_pipeline
 from perception_r1_jax.data.pipeline import PromptBatches
 from perception_r1_jax.evaluation.task import Evaluation, load_evaluation
+from perception_r1_jax.grpo.kl import has_kl
 from perception_r1_jax.grpo.step import TrainStep, make_log_probs_fn, make_train_step
 from perception_r1_jax.inference import Engine
 from perception_r1_jax.inference.rollout import make_engine
 from perception_r1_jax.judge.cache import CachedJudge
 from perception_r1_jax.judge.failure_window import FailureWindow
-from perception_r1_jax.models import ModelConfig, count_params, load_config
+from perception_r1_jax.models import ModelConfig, Params, count_params, load_config
 from perception_r1_jax.processing import Processor
 from perception_r1_jax.records import TrainBatch
 from perception_r1_jax.rewards.score import RewardSettings
 from perception_r1_jax.sharding import make_mesh
 from perception_r1_jax.training.checkpoints import Checkpoints
 from perception_r1_jax.training.continuing import begin_or_continue
+from perception_r1_jax.training.dynamic_sampling import read_carried
+from perception_r1_jax.training.groups import Groups
 from perception_r1_jax.training.judge import has_own_model, make_judge
 from perception_r1_jax.training.models import keep_side_files, prepare_model, tokenizer_in_place
 from perception_r1_jax.training.replay import rollouts_to_replay
@@ -56,7 +60,9 @@ class Run:
         replays: step -> file of the rollout that it takes instead of drawing one.
         evaluation: what the policy is evaluated on before the first step and after the last; None for no evaluation.
         train_step: the update.
-        add_reference: puts the reference policy's log-probs into a batch; leaves it as it is without a KL term.
+        carried: scored groups that the last step left to the next (`training.dynamic_sampling`); None for none.
+        add_log_probs: puts into a batch the log-probs of the policy with these parameters, where several updates
+            follow, and those of the reference, where there is a KL term.
     """
 
     config: ConfigDict
@@ -76,7 +82,8 @@ class Run:
     replays: dict[int, Path]
     evaluation: Evaluation | None
     train_step: TrainStep
-    add_reference: Callable[[TrainBatch], TrainBatch]
+    carried: Groups | None
+    add_log_probs: Callable[[Params, TrainBatch], TrainBatch]
 
 
 def prepare(config: ConfigDict, workdir: Path) -> Run:
@@ -108,9 +115,10 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
 
     # -- Data: problems in shuffled order, prepared ahead.
     instruction = load_instruction(config)
+    to_prompt = functools.partial(processor.prompt, suffix=instruction)
     batches = make_pipeline(
         problems,
-        lambda problem: processor.prompt(problem, suffix=instruction),
+        to_prompt,
         batch_size=config.rollout.prompts_per_step,
         seed=config.seed,
         shuffle=config.data.shuffle,
@@ -139,7 +147,15 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
     )
 
     # -- State: restored, or begun from the starting policy.
-    begun = begin_or_continue(config, workdir, console, record, policy_dir, mesh, batches, fidelity=config.fidelity)
+    updates = optimizer_steps(config)
+    begun = begin_or_continue(
+        config, workdir, console, record, policy_dir, mesh, batches, updates=updates, fidelity=config.fidelity
+    )
+
+    carried = None
+    if config.rollout.max_rounds > 1:
+        by_id = {problem.problem_id: problem for problem in problems}
+        carried = read_carried(workdir, begun.step, lambda name: to_prompt(by_id[name]))
 
     # -- Programs.
     engine = make_engine(model, mesh, jnp.dtype(config.model.dtype), config.rollout)
@@ -163,7 +179,8 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
         replays=rollouts_to_replay(config.rollout.replay, range(begun.step + 1, config.steps + 1)),
         evaluation=evaluation,
         train_step=make_train_step(model, config, mesh, begun.optimizer, banned_ids=banned_ids),
-        add_reference=_make_reference(config, policy_dir, model, mesh, banned_ids),
+        carried=carried,
+        add_log_probs=_make_log_probs(config, policy_dir, model, mesh, banned_ids),
     )
 
 
@@ -180,17 +197,21 @@ def _model_directories(config: ConfigDict, workdir: Path) -> tuple[Path, Path | 
     return policy, judge
 
 
-def _make_reference(
+def _make_log_probs(
     config: ConfigDict, policy_dir: Path, model: ModelConfig, mesh: Mesh, banned_ids: tuple[int, ...]
-) -> Callable[[TrainBatch], TrainBatch]:
-    """`Run.add_reference`: the reference is the policy that the run starts from, in the dtype to compute in."""
-    if config.grpo.kl_coefficient == 0:
-        return lambda batch: batch
-    params = load_params(policy_dir, model, mesh, jnp.dtype(config.model.dtype))
+) -> Callable[[Params, TrainBatch], TrainBatch]:
+    """`Run.add_log_probs`: the reference is the policy that the run starts from, in the dtype to compute in."""
+    old, reference = config.grpo.updates_per_batch > 1, None
+    if has_kl(config.grpo):
+        reference = load_params(policy_dir, model, mesh, jnp.dtype(config.model.dtype))
     log_probs = make_log_probs_fn(model, config, mesh, banned_ids=banned_ids)
 
-    def add(batch: TrainBatch) -> TrainBatch:
-        logps = log_probs(params, batch.prompts, batch.responses, batch.mask)
-        return dataclasses.replace(batch, reference_logps=logps)
+    def add(params: Params, batch: TrainBatch) -> TrainBatch:
+        tokens = (batch.prompts, batch.responses, batch.mask)
+        return dataclasses.replace(
+            batch,
+            old_logps=log_probs(params, *tokens) if old else None,
+            reference_logps=log_probs(reference, *tokens) if reference is not None else None,
+        )
 
     return add

@@ -22,14 +22,16 @@ class TrainState:
     Attributes:
         params: float32 master weights, all of them.
         opt_state: optimizer state of the trained parameters.
-        step: int32 [], batches consumed, skipped ones included.
-        skipped: int32 [], batches without an update because their gradient was not finite.
+        step: int32 [], optimizer steps, skipped ones included.
+        skipped: int32 [], those without an update because their gradient was not finite.
+        kl_scale: float32 [], what the adaptive control has made of the KL term's weight, as a factor (`grpo/kl.py`).
     """
 
     params: Params
     opt_state: Any
     step: jax.Array
     skipped: jax.Array
+    kl_scale: jax.Array
 
 
 def trained_params(params: Params, *, freeze_vision: bool) -> Params:
@@ -57,7 +59,7 @@ def abstract_state(
         is_leaf=_is_absent,
     )
     counter = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
-    return TrainState(params, opt_state, counter, counter)
+    return TrainState(params, opt_state, counter, counter, jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere))
 
 
 def state_shardings(abstract: TrainState) -> TrainState:
@@ -76,11 +78,8 @@ def init_state(
     params = jax.device_put(params, shardings.params)
     trained = trained_params(params, freeze_vision=freeze_vision)
     opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(trained)
-    return TrainState(params, opt_state, _zero(shardings.step), _zero(shardings.skipped))
-
-
-def _zero(sharding):
-    return jax.device_put(jnp.zeros((), jnp.int32), sharding)
+    counters = jax.device_put((jnp.int32(0), jnp.int32(0), jnp.float32(1)), (shardings.step,) * 3)
+    return TrainState(params, opt_state, *counters)
 
 
 def _is_absent(x) -> bool:

@@ -16,10 +16,10 @@ class Clock:
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        """Times a stage."""
+        """Times a stage, or adds to the time that it had."""
         started = time.monotonic()
         yield
-        self._seconds[stage] = time.monotonic() - started
+        self._seconds[stage] = self._seconds.get(stage, 0.0) + time.monotonic() - started
 
     def metrics(self) -> dict[str, float]:
         """`time/STAGE` and `time/step`, in seconds."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -30,7 +32,8 @@ def apply_gradients(
     finite = jnp.isfinite(grad_norm)
     trained, opt_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
     skipped = state.skipped + (~finite).astype(jnp.int32)
-    state = TrainState({**state.params, **trained}, opt_state, state.step + 1, skipped)
+    params, step = {**state.params, **trained}, state.step + 1
+    state = dataclasses.replace(state, params=params, opt_state=opt_state, step=step, skipped=skipped)
     update_norm = jnp.where(finite, optax.tree.norm(updates), 0.0)
     metrics = {"grad_norm": grad_norm, "update_norm": update_norm, "skipped": skipped}
     return state, jax.tree.map(lambda x: x.astype(jnp.float32), metrics)

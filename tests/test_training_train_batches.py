@@ -1,0 +1,108 @@
+"""From scores to the batches of several updates: shares, masks, the KL in the reward, and what is reported."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from perception_r1_jax.grpo.advantages import group_advantages
+from perception_r1_jax.records import Rollout, Scores
+from perception_r1_jax.training.groups import Groups
+from perception_r1_jax.training.train_batches import make_train_batches, take_updates
+from tests.grpo_fixtures import make_batch, make_prompts, one_device_mesh, run_config
+
+OLD, REFERENCE = np.float32(-1.0), np.float32(-1.5)
+
+
+def fake_run(**fields):
+    """A run whose log-probs are made up: the reference is half a nat below the policy on every token."""
+
+    def add_log_probs(params, batch):
+        logps = np.full(batch.mask.shape, OLD)
+        return dataclasses.replace(batch, old_logps=logps, reference_logps=np.full_like(logps, REFERENCE))
+
+    config = run_config(**{f"grpo__{name}": value for name, value in fields.items()})
+    state = types.SimpleNamespace(params=None, step=np.array(0), kl_scale=np.array(1.0, np.float32))
+    return types.SimpleNamespace(config=config, mesh=one_device_mesh(), state=state, add_log_probs=add_log_probs)
+
+
+def case():
+    """8 groups of 4 responses; groups 0 and 3 have equal rewards, one response is invalid, every fourth was cut."""
+    batch, rng = make_batch(), np.random.default_rng(0)
+    total = rng.normal(size=(8, 4)).astype(np.float32)
+    total[[0, 3]] = 0.25
+    valid = np.ones((8, 4), bool)
+    valid[2, 1] = False
+    rollout = Rollout(
+        batch.responses, batch.mask, batch.responses.astype(np.float32), [["stop"] * 3 + ["length"]] * 8, []
+    )
+    return Groups([None] * 8, rollout, Scores(np.where(valid, total, 0), {}, valid, [], [], {}), make_prompts())
+
+
+def test_one_update_takes_the_batch_as_it_is():
+    groups = case()
+    rollout, scores = groups.rollout, groups.scores
+    (batch,), advantages = make_train_batches(fake_run(), groups)
+    np.testing.assert_array_equal(batch.responses, rollout.tokens)
+    np.testing.assert_array_equal(batch.mask, rollout.mask & scores.valid[:, :, None])
+    np.testing.assert_array_equal(batch.advantages, group_advantages(scores.total, scores.valid))
+    assert np.flatnonzero(advantages.no_signal).tolist() == [0, 3]
+
+
+def test_masked_truncated_responses_have_no_tokens_but_count_in_their_group():
+    groups = case()
+    rollout, scores = groups.rollout, groups.scores
+    (batch,), advantages = make_train_batches(fake_run(mask_truncated=True), groups)
+    assert not np.asarray(batch.mask)[:, 3].any()
+    np.testing.assert_array_equal(batch.mask[:, :3], (rollout.mask & scores.valid[:, :, None])[:, :3])
+    np.testing.assert_array_equal(advantages.advantages, group_advantages(scores.total, scores.valid))
+
+
+@pytest.mark.parametrize("drop", [False, True])
+def test_several_updates_share_the_groups_and_the_reward_s_kl_finds_its_response(drop):
+    groups = case()
+    rollout, scores = groups.rollout, groups.scores
+    run = fake_run(
+        updates_per_batch=2, micro_batch_prompts=2, drop_flat_groups=drop, kl_in="reward", kl_estimator="k1",
+        kl_coefficient=0.1, advantages="dr_grpo",
+    )  # fmt: skip
+    batches, advantages = make_train_batches(run, groups)
+    lengths = (rollout.mask & scores.valid[:, :, None]).sum(-1)
+    expected = group_advantages(scores.total - np.float32(0.1 * 0.5) * lengths, scores.valid, kind="dr_grpo")
+    np.testing.assert_allclose(advantages.advantages, expected, atol=1e-6)
+    rows = {rollout.tokens[row].tobytes(): row for row in range(7)}
+    seen = []
+    for batch in batches:
+        assert batch.mask.shape[0] == 4
+        for tokens, own in zip(np.asarray(batch.responses), np.asarray(batch.advantages)):
+            if tokens.tobytes() in rows:  # the last group is empty
+                seen.append(rows[tokens.tobytes()])
+                np.testing.assert_array_equal(own, advantages.advantages[seen[-1]])
+    assert sorted(seen) == list(range(7))
+    assert (seen == list(range(7))) != drop
+
+
+def test_metrics_of_several_updates_are_means_but_for_tokens_and_skipped():
+    taken, run = [], fake_run()
+
+    def step(state, batch):
+        taken.append((state, batch))
+        metrics = {
+            "loss": float(batch),
+            "entropy": 0.5 if batch == 1 else np.nan,
+            "kl": np.nan,
+            "tokens": 10.0 * batch,
+            "skipped": batch - 1.0,
+        }
+        return state + 1, jax.tree.map(np.float32, metrics)
+
+    run.state, run.train_step = 0, step
+    merged = take_updates(run, [1, 2])
+    assert np.isnan(merged.pop("kl"))
+    assert merged == {"loss": 1.5, "entropy": 0.5, "tokens": 30.0, "skipped": 1.0}
+    assert taken == [(0, 1), (1, 2)]
+    assert run.state == 2
