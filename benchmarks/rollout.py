@@ -3,13 +3,15 @@
     python benchmarks/rollout.py [--quick] [--only WORKLOAD] --json OUT
 
 Both sides start from the same prompts, pictures already cut into patches, draw at temperature 1 in float32, and every
-response has its full length: ids that end one are not drawn.
+response has its full length: ids that end one are not drawn. Where VLLM_PYTHON names the Python of an environment with
+vLLM's CPU build, its cases are added.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,13 +22,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import jax
 import numpy as np
 
-from benchmarks import measure, shape, workload
+from benchmarks import measure, shape, vllm_peer, workload
 from benchmarks.measure import Case
 from perception_r1_jax.inference import Engine, Sampling
 from perception_r1_jax.inference.stats import GenerationStats
 from perception_r1_jax.models import token_bytes
 from perception_r1_jax.processing import Processor
-from perception_r1_jax.records import PromptBatch
+from perception_r1_jax.records import Prompt, PromptBatch
 from perception_r1_jax.training.run_record import peak_rss_bytes
 
 KEY = jax.random.key(0)
@@ -52,9 +54,13 @@ def group(folder: Path, quick: bool) -> list[Case]:
             "picture_per_sample": lambda: peer.generate(copies, 1, new_tokens),
             "shared_by_hand": lambda: peer.generate_shared(inputs, samples, new_tokens),
         }
-    seconds = measure.interleave(sides, rounds=1 if quick else 3)
-    responses = functools.partial(measure.throughput, unit="responses/s", work=count * samples, ours=seconds["ours"])
-    speed = [responses(name, peer=seconds[name]) for name in sides if name != "ours"] or [responses("group")]
+    rounds = 1 if quick else 3
+    seconds = measure.interleave(sides, rounds)
+    responses = functools.partial(measure.throughput, unit="responses/s", work=count * samples)
+    speed = [responses(name, ours=seconds["ours"], peer=seconds[name]) for name in sides if name != "ours"]
+    speed = speed or [responses("group", ours=seconds["ours"])]
+    if vllm := beside_vllm(model, prompts, samples, new_tokens, ours, rounds):
+        speed.append(responses("vllm_many", **vllm))
     naive = batch.tokens.size * samples * token_bytes(model.config, np.float32)  # each response with its prompt
     kept = measure.compare("prompt_bytes", "MiB", stats.prompt_bytes / MIB, naive / MIB, less_is_better=True)
     return [*speed, kept, memory]
@@ -65,12 +71,17 @@ def plain(folder: Path, quick: bool) -> list[Case]:
     count, new_tokens = (4, 4) if quick else (32, 128)
     model = shape.load_model(folder, shape.STANDARD)
     prompts = workload.text_prompts(model.processor, np.linspace(8, 64, count, dtype=int))
-    sides = {"ours": our_side(model, workload.pack(model.processor, prompts), 1, new_tokens)}
+    ours, rounds = our_side(model, workload.pack(model.processor, prompts), 1, new_tokens), 1 if quick else 5
+    sides = {"ours": ours}
     if peer := load_peer(model):
         inputs = peer.inputs(prompts)
         sides["peer"] = lambda: peer.generate(inputs, 1, new_tokens)
-    seconds = measure.interleave(sides, rounds=1 if quick else 5)
-    return [measure.throughput("plain", "tokens/s", count * new_tokens, seconds["ours"], seconds.get("peer"))]
+    seconds = measure.interleave(sides, rounds)
+    tokens = functools.partial(measure.throughput, unit="tokens/s", work=count * new_tokens)
+    speed = [tokens("plain", ours=seconds["ours"], peer=seconds.get("peer"))]
+    if vllm := beside_vllm(model, prompts, 1, new_tokens, ours, rounds):
+        speed.append(tokens("vllm_decode", **vllm))
+    return speed
 
 
 def long_tail(folder: Path, quick: bool) -> list[Case]:
@@ -134,6 +145,18 @@ def load_peer(model: shape.Model) -> Any:
     from benchmarks.peer import Peer
 
     return Peer(model.directory, model.processor)
+
+
+def beside_vllm(
+    model: shape.Model, prompts: list[Prompt], samples: int, new_tokens: int, ours: Callable[[], object], rounds: int
+) -> dict[str, list[float]]:
+    """Seconds of ours and of the peer vLLM; nothing where `vllm_peer.VARIABLE` names no Python that has it."""
+    if vllm_peer.VARIABLE not in os.environ:
+        return {}
+    length = max(len(prompt.tokens) for prompt in prompts) + new_tokens
+    with vllm_peer.VllmPeer(model.directory, model.processor, length) as vllm:
+        sides = {"ours": ours, "peer": vllm.side(prompts, samples, new_tokens)}
+        return measure.interleave(sides, rounds)
 
 
 def rows_of(batch: PromptBatch, rows: slice) -> PromptBatch:

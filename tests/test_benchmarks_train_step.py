@@ -12,7 +12,8 @@ from benchmarks import measure, train_step
 CASES = {"group": {"group", "tuned", "peak_memory"}, "single": {"single", "alone_tuned"}}
 
 
-@pytest.mark.parametrize("name", [pytest.param("group", marks=pytest.mark.slow), "single"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", train_step.WORKLOADS)
 def test_quick_runs_write_the_documented_list(tmp_path, name):
     """The norms of the sides' gradients agree, or it would not come to timing."""
     pytest.importorskip("torch")

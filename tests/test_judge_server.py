@@ -211,7 +211,9 @@ def test_a_body_has_a_limit_and_a_length(serving, monkeypatch):
     status, answer = serving.send("POST", CHAT, b" " * 1001)
     assert (status, answer["error"]["code"]) == (413, "too_large")
     connection = http.client.HTTPConnection("127.0.0.1", serving.server.server_port, timeout=10)
-    connection.request("POST", CHAT, iter([b"{}"]), encode_chunked=True)
+    connection.putrequest("POST", CHAT)
+    connection.putheader("Transfer-Encoding", "chunked")
+    connection.endheaders()
     assert connection.getresponse().status == 411
     for length in ("-1", "x", "9" * 5000):
         connection = http.client.HTTPConnection("127.0.0.1", serving.server.server_port, timeout=10)

@@ -99,7 +99,7 @@ def test_the_engine_holds_what_was_counted_and_draws_nearly_the_same():
 def test_split_over_devices_the_weights_say_the_same():
     alone, engine = served_alone(True)
     memory = device_memory(jax.devices()[0])
-    split, engine = served(make_mesh(), weights_int8=True, weights_memory=0.7 * engine._serving.bytes / memory)
+    split, engine = served(make_mesh(), weights_int8=True, weights_memory=0.7 * engine.serving.bytes / memory)
     assert engine.mesh.shape == {"data": 4, "fsdp": 1, "tensor": 2}
     np.testing.assert_allclose(split, alone, rtol=1e-4, atol=1e-4)
     gate = engine._params["decoder"]["layers"][0]["mlp"]["gate"]["kernel"]

@@ -20,7 +20,7 @@ from configs import debug
 from perception_r1_jax.assets import SMALL_TOKENIZER
 from perception_r1_jax.errors import UserError
 from perception_r1_jax.inference.stats import GenerationStats
-from perception_r1_jax.models import load_config
+from perception_r1_jax.models import ModelConfig, load_config
 from perception_r1_jax.sharding import make_mesh
 from perception_r1_jax.training import loop, setup
 from perception_r1_jax.training.replay import read_rollout, write_rollout
@@ -180,7 +180,7 @@ def test_a_replayed_run_takes_the_same_updates_bit_for_bit_and_draws_nothing(sav
     workdir, folder = saved
     assert sorted(path.name for path in folder.iterdir()) == ["step-000001.npz", "step-000002.npz"]
     run = prepare(small_config(**{"steps": 2, "rollout.replay": str(folder)}), tmp_path)
-    run.engine = NoEngine()
+    run.engine = NoEngine(run.engine.config)
     loop.train(run)
     for name in ("metrics.jsonl", "samples.jsonl"):
         ours, theirs = lines(tmp_path / name), lines(workdir / name)
@@ -189,10 +189,12 @@ def test_a_replayed_run_takes_the_same_updates_bit_for_bit_and_draws_nothing(sav
     assert f"step 2 replays the rollout in {folder / 'step-000002.npz'}" in capsys.readouterr().out
 
 
+@dataclasses.dataclass
 class NoEngine:
     """Generates nothing: whoever asks it gets an AttributeError."""
 
-    compilations = 0
+    config: ModelConfig
+    compilations: int = 0
 
 
 def test_an_edited_file_shows_in_the_rewards_of_its_step_and_the_other_steps_draw(saved, tmp_path):
