@@ -27,8 +27,13 @@ class VllmPeer:
 
     def __init__(self, directory: Path, processor: Processor, length: int):
         """Starts it; `length` is the most tokens of a prompt and its response."""
-        command = [os.environ[VARIABLE], str(Path(__file__).with_name("vllm_side.py")), str(directory), str(length)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        python = os.environ[VARIABLE]
+        command = [python, str(Path(__file__).with_name("vllm_side.py")), str(directory), str(length)]
+        openmp = Path(python).parent.parent / "lib" / "libiomp5.so"
+        preload = {"LD_PRELOAD": str(openmp)} if openmp.is_file() else {}  # as vLLM advises for best performance
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | preload
+        )
         self._processor = processor
         self._folder = tempfile.TemporaryDirectory()
         self._answer()

@@ -19,6 +19,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what else is printed goes to stderr
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GiB
+    os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")  # compute on all cores, as ours does
     from PIL import Image
     from vllm import LLM, SamplingParams
 
@@ -40,6 +41,7 @@ def main() -> None:
         )
         model.reset_prefix_cache()
         model.reset_mm_cache()
+        model.llm_engine.reset_encoder_cache()  # else a picture would be encoded in the first run alone
         done = model.generate(prompts, sampling, use_tqdm=False)
         print(json.dumps([[list(out.token_ids) for out in one.outputs] for one in done]), file=answers, flush=True)
 
