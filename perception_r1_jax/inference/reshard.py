@@ -57,7 +57,7 @@ class Serving:
         params = serving_params(params)  # a layer is cast by itself, not the whole stack
         return quantized_params(self.config, params, self.dtype) if self.int8 else cast_params(params, self.dtype)
 
-    @property
+    @functools.cached_property
     def shapes(self) -> Params:
         """Shapes and dtypes of the weights."""
         return jax.eval_shape(self.convert, abstract_params(self.config))

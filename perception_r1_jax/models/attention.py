@@ -9,6 +9,9 @@ from jaxtyping import Array, Bool, Float, Int
 from perception_r1_jax.models.blocks import map_blocks
 from perception_r1_jax.records import AnyArray
 
+LEAST = jnp.finfo(jnp.float32).min
+"""The score of what may not be attended to."""
+
 QUERY_BLOCK = 1024
 """The most queries whose scores are held at a time."""
 
@@ -76,7 +79,7 @@ def _scores(equation, q, k):
 
 def _masked(scores, mask):
     """The least finite number where the mask is false."""
-    return jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+    return jnp.where(mask, scores, LEAST)
 
 
 def _weigh(equation, weights, v):

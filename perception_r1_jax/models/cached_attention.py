@@ -17,10 +17,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from perception_r1_jax.models.attention import LEAST
 from perception_r1_jax.models.quantized import Int8
 from perception_r1_jax.records import Leaf
-
-LEAST = jnp.finfo(jnp.float32).min
 
 
 @jax.tree_util.register_dataclass

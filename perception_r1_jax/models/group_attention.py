@@ -22,11 +22,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from perception_r1_jax.models.attention import QUERY_BLOCK, attention, causal_mask
+from perception_r1_jax.models.attention import LEAST, QUERY_BLOCK, attention, causal_mask
 from perception_r1_jax.models.blocks import map_blocks
 from perception_r1_jax.records import AnyArray
-
-LEAST = jnp.finfo(jnp.float32).min
 
 
 def group_attention(
@@ -82,9 +80,8 @@ def _attend(
         products = jnp.einsum(equation, grouped.reshape(*runs, size), keys, preferred_element_type=jnp.float32)
         return products.reshape(*shape, -1) * (size**-0.5)
 
-    seen = (jnp.arange(own_k.shape[1])[None, None] <= index[..., None])[:, None] & in_response[
-        :, :, None
-    ]  # [N, G, b, C]
+    before = jnp.arange(own_k.shape[1])[None, None] <= index[..., None]
+    seen = before[:, None] & in_response[:, :, None]  # [N, G, b, C]
     to_prompt = jnp.where(in_prompt[:, None, None, None, None], scores("nkqh,nskh->nkqs", with_prompt, prompt_k), LEAST)
     to_own = jnp.where(seen[:, None, :, None], scores("nkgqh,nsgkh->nkgqs", with_own, own_k), LEAST)
     top = jax.lax.stop_gradient(jnp.maximum(to_prompt.max(-1), to_own.max(-1)))[..., None]

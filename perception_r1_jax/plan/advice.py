@@ -39,6 +39,8 @@ def _of_state(run: PlannedRun, measured: Measured) -> Iterator[Setting]:
         yield Setting(
             "config.optimizer.name=muon, with one moment for the layers' matrices", measured.bytes[OPTIMIZER] // 2
         )
+    if measured.bytes[JUDGE] and not run.config.judge.weights_int8:
+        yield Setting("config.judge.weights_int8=True", measured.bytes[JUDGE] // 2)
     if measured.bytes[JUDGE]:
         yield Setting("a judge of half as many parameters (config.judge.path)", measured.bytes[JUDGE] // 2)
     if measured.bytes[OPTIMIZER]:
@@ -50,12 +52,12 @@ def _of_training(run: PlannedRun, measured: Measured) -> Iterator[Setting]:
     config, ways = run.config, run.mesh.shape["data"] * run.mesh.shape["fsdp"]
     if config.model.remat != "full":
         yield Setting("config.model.remat=full", 0)
-    rows = config.grpo.micro_batch_prompts * config.grpo.micro_batch_samples
+    rows, samples = config.grpo.micro_batch_prompts, config.grpo.micro_batch_samples
     if rows > ways:
-        yield Setting(
-            f"micro-batches of {ways} rows (config.grpo.micro_batch_prompts x micro_batch_samples), now {rows}",
-            measured.bytes[ACTIVATIONS] * (rows - ways) // rows,
-        )
+        frees = measured.bytes[ACTIVATIONS] * (rows - ways) // rows
+        yield Setting(f"config.grpo.micro_batch_prompts={ways}, a row for each device, now {rows}", frees)
+    if samples > 1:
+        yield Setting(f"config.grpo.micro_batch_samples={samples // 2}, shorter rows", 0)
     chunk = config.grpo.log_prob_chunk
     logits = max(rows // ways, 1) * chunk * run.policy.vocab_size * 4
     if chunk > 1:

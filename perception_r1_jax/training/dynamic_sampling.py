@@ -15,6 +15,7 @@ import numpy as np
 
 from perception_r1_jax.records import Prompt
 from perception_r1_jax.training.groups import Groups, join, read_groups, write_groups
+from perception_r1_jax.training.replay import rollout_file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,4 +86,4 @@ def read_carried(workdir: Path, step: int, to_prompt: Callable[[str], Prompt]) -
 
 
 def _file(workdir: Path, step: int) -> Path:
-    return workdir / "carried" / f"step-{step:06d}.npz"
+    return rollout_file(workdir / "carried", step)

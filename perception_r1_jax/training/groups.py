@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 
 from perception_r1_jax.grpo.advantages import no_signal
 from perception_r1_jax.records import Problem, Prompt, PromptBatch, Rollout, Scores
+from perception_r1_jax.training.replay import write_archive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,11 +107,7 @@ def write_groups(path: Path, groups: Groups) -> None:
         "judge_status": scores.judge_status,
         "verdicts": scores.verdicts,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        np.savez_compressed(file, **arrays, lists=np.array(json.dumps(lists)))
-    os.replace(temporary, path)
+    write_archive(path, arrays, {"lists": lists})
 
 
 def read_groups(path: Path, to_prompt: Callable[[str], Prompt]) -> Groups:

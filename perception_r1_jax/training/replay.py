@@ -11,7 +11,7 @@ import json
 import os
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +51,15 @@ def write_rollout(path: Path, saved: SavedRollout) -> None:
     """Writes the file whole, in the place of an older one; its folder is made."""
     about = {"step": saved.step, "seed": saved.seed, "problem_ids": list(saved.problem_ids)}
     texts = {"about": about, **{name: getattr(saved.rollout, name) for name in _LISTS}}
+    write_archive(path, {name: getattr(saved.rollout, name) for name in _ARRAYS}, texts)
+
+
+def write_archive(path: Path, arrays: Mapping[str, np.ndarray], texts: Mapping[str, Any]) -> None:
+    """Writes an `.npz` of arrays and of texts as JSON: whole, in the place of an older one; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("wb") as file:
-        np.savez_compressed(
-            file,
-            **{name: getattr(saved.rollout, name) for name in _ARRAYS},
-            **{name: np.array(json.dumps(content)) for name, content in texts.items()},
-        )
+        np.savez_compressed(file, **arrays, **{name: np.array(json.dumps(content)) for name, content in texts.items()})
     os.replace(temporary, path)
 
 
