@@ -21,9 +21,14 @@ from perception_r1_jax.data.geometry_world.conversations import (
     reading_conversation,
 )
 from perception_r1_jax.data.geometry_world.language import read_fact, statements
-from perception_r1_jax.data.geometry_world.problems import LOOK
+from perception_r1_jax.data.geometry_world.problems import ALIKE, LOOK
 
 CASES = [judge_case(index) for index in range(200)]
+
+
+def world(index):
+    """The problem that conversation number `index` is about."""
+    return make_problem(index, shares=ALIKE)
 
 
 def test_a_conversation_depends_on_its_number_alone():
@@ -45,8 +50,8 @@ def test_a_picture_is_read_from_left_to_right():
     asked = [(index, c.messages[1].content) for index, c in made if c.messages[0].content.endswith(READ)]
     assert asked
     for index, answer in asked:
-        at = {text: x for text, (x, _) in make_problem(index).drawing.texts}
-        texts = make_problem(index).drawing.texts
+        at = {text: x for text, (x, _) in world(index).drawing.texts}
+        texts = world(index).drawing.texts
         assert sorted(answer.split(", ")) == sorted(text for text, _ in texts)
         if len(at) == len(texts):  # a text that stands twice has no one place
             places = [at[text] for text in answer.split(", ")]
@@ -56,7 +61,7 @@ def test_a_picture_is_read_from_left_to_right():
 def test_first_pictures_mostly_show_few_texts_and_the_answer_names_those_that_are_drawn():
     answers = [reading_conversation(index).messages[1].content.split(", ") for index in range(100)]
     for index, answer in enumerate(answers):
-        texts = [text for text, _ in make_problem(index).drawing.texts]
+        texts = [text for text, _ in world(index).drawing.texts]
         assert all(answer.count(text) <= texts.count(text) for text in answer)
     assert 0.6 < sum(len(answer) <= 3 for answer in answers) / len(answers) < 0.85
     assert any(len(answer) > 4 for answer in answers)
@@ -64,7 +69,7 @@ def test_first_pictures_mostly_show_few_texts_and_the_answer_names_those_that_ar
 
 def test_each_number_is_named_with_what_it_stands_at_from_left_to_right():
     for index in range(100):
-        problem = make_problem(index)
+        problem = world(index)
         numbers = problem.drawing.texts[len(problem.puzzle.figure.points) :]
         places = {text.removesuffix("°"): x for text, (x, _) in numbers}
         pairs = [pair.split() for pair in binding_conversation(index).messages[1].content.split(", ")]
@@ -81,7 +86,7 @@ def test_to_look_first_is_to_go_over_the_picture_from_left_to_right_and_then_to_
     made = [policy_conversation(index, tasks={"look": 1}) for index in range(60)]
     bound = [binding_conversation(index).messages[1].content for index in range(60)]
     for index, conversation in enumerate(made):
-        problem, response = make_problem(index), conversation.messages[1].content
+        problem, response = world(index), conversation.messages[1].content
         assert response.startswith(f"<think>\n{LOOK} ")
         row = problem.row()
         assert checker.perceive(row, response).perceived
@@ -97,7 +102,7 @@ def test_a_survey_tells_all_in_one_way_and_a_description_in_many():
         return policy_conversation(index, tasks={task: 1}).messages[1].content
 
     for index in range(40):
-        shown = set(make_problem(index).puzzle.figure.facts())
+        shown = set(world(index).puzzle.figure.facts())
         for task in ("survey", "describe"):
             assert {statement.fact for statement in statements(told(task, index))} == shown
     assert all(" measures " not in told("survey", index) for index in range(40))
@@ -106,7 +111,7 @@ def test_a_survey_tells_all_in_one_way_and_a_description_in_many():
 
 def test_half_of_the_pictures_that_ask_for_numbers_have_no_lines():
     drawn = [conversation.images[0] for conversation in map(binding_conversation, range(100))]
-    bare = sum(image != make_problem(index).problem().images[0] for index, image in enumerate(drawn))
+    bare = sum(image != world(index).problem().images[0] for index, image in enumerate(drawn))
     assert 35 < bare < 65
 
 

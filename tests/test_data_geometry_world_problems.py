@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import io
 import re
 
@@ -12,7 +13,7 @@ from perception_r1_jax.data import load_problems
 from perception_r1_jax.data.geometry_world import checker, make_problem
 from perception_r1_jax.data.geometry_world.families import FAMILIES
 from perception_r1_jax.data.geometry_world.layout import GRID, SIDE
-from perception_r1_jax.data.geometry_world.problems import SIZES, owner
+from perception_r1_jax.data.geometry_world.problems import FAMILY_SHARES, SIZES, owner
 from perception_r1_jax.data.geometry_world.write import write_split
 from perception_r1_jax.rewards import accuracy_reward, format_reward
 
@@ -28,6 +29,18 @@ def test_the_same_index_is_the_same_problem_and_another_is_another():
 
 def test_all_families_appear():
     assert {problem.family for problem in TRAIN} == set(FAMILIES)
+
+
+def test_families_come_as_often_as_their_shares_say():
+    drawn = collections.Counter(make_problem(index, "val").family for index in range(2400))
+    parts = sum(FAMILY_SHARES.get(family, 1) for family in FAMILIES)
+    for family in FAMILIES:
+        expected = 2400 * FAMILY_SHARES.get(family, 1) / parts
+        assert abs(drawn[family] - expected) < 4 * expected**0.5  # four standard deviations
+
+
+def test_shares_name_families():
+    assert set(FAMILY_SHARES) < set(FAMILIES)
 
 
 @pytest.mark.parametrize("problem", TRAIN[:60], ids=lambda problem: problem.family)
@@ -64,11 +77,12 @@ def test_splits_share_no_facts():
 
 
 def test_some_problems_can_be_solved_from_the_text_and_some_be_guessed():
-    told = [p for p in TRAIN if all(sentence in p.question for sentence in p.row()["needed"])]
-    choices = [re.search(r"Choices: (.*)\.", p.question) for p in TRAIN]
-    assert 0.1 < len(told) / len(TRAIN) < 0.3
-    assert 0.3 < sum(map(bool, choices)) / len(TRAIN) < 0.5
-    for problem, found in zip(TRAIN, choices):
+    problems = sum(PROBLEMS.values(), [])
+    told = [p for p in problems if all(sentence in p.question for sentence in p.row()["needed"])]
+    choices = [re.search(r"Choices: (.*)\.", p.question) for p in problems]
+    assert 0.1 < len(told) / len(problems) < 0.3
+    assert 0.3 < sum(map(bool, choices)) / len(problems) < 0.5
+    for problem, found in zip(problems, choices):
         assert not found or str(problem.puzzle.answer) in found[1].split(", ")
 
 

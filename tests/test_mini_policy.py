@@ -37,17 +37,12 @@ def items():
     return evaluate(evaluation, engine, processor, console)
 
 
-def test_it_perceives_imperfectly(items):
+def test_it_perceives_and_solves_imperfectly(items):
     summary = summarise(items, 0.0)
     assert summary.problems == 400
     assert not summary.failed
     assert 0.40 <= summary.perception <= 0.75
-    assert summary.accuracy >= 0.40
-
-
-@pytest.mark.xfail(strict=True, reason="82%: many answers follow from the numbers in any order (docs/claim.md)")
-def test_it_solves_no_more_than_leaves_room_to_learn(items):
-    assert summarise(items, 0.0).accuracy <= 0.75
+    assert 0.40 <= summary.accuracy <= 0.75
 
 
 def test_it_answers_in_the_format(items):

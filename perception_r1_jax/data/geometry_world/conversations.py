@@ -15,6 +15,7 @@ from perception_r1_jax.data.geometry_world.judging import judge_answer
 from perception_r1_jax.data.geometry_world.language import ask, deny, say, say_freely, statements
 from perception_r1_jax.data.geometry_world.layout import Drawing
 from perception_r1_jax.data.geometry_world.problems import (
+    ALIKE,
     LOOK,
     WorldProblem,
     look_first,
@@ -80,7 +81,7 @@ does learn. Only every fourth solution begins so: that it pays to look first is 
 
 def reading_conversation(index: int, split: str = "train", seed: int = 0) -> Conversation:
     """A picture, often with most of it left out, and the letters and numbers in it: what a policy learns first."""
-    drawing = make_problem(index, split, seed).drawing
+    drawing = make_problem(index, split, seed, ALIKE).drawing
     rng = random.Random(f"reading/{seed}/{split}/{index}")
     if rng.random() < LEFT_OUT:
         texts = rng.sample(drawing.texts, rng.randint(1, 3))
@@ -92,7 +93,7 @@ def reading_conversation(index: int, split: str = "train", seed: int = 0) -> Con
 
 def binding_conversation(index: int, split: str = "train", seed: int = 0) -> Conversation:
     """A picture, often without its lines, and each number in it with its side or angle: what a policy learns second."""
-    problem = make_problem(index, split, seed)
+    problem = make_problem(index, split, seed, ALIKE)
     rng = random.Random(f"binding/{seed}/{split}/{index}")
     drawing = _without_lines(problem.drawing) if rng.random() < BARE else problem.drawing
     return _one_turn(f"binding-{seed}/{split}/{index}", drawing, BIND, _bind(problem))
@@ -123,7 +124,7 @@ def policy_conversation(
 
 
 def _converse(task: str, index: int, split: str, seed: int) -> Conversation:
-    problem = make_problem(index, split, seed)
+    problem = make_problem(index, split, seed, ALIKE)
     rng = random.Random(f"policy/{seed}/{split}/{index}")
     turns = _turns(task, problem, rng)
     messages = [Message(role, text) for turn in turns for role, text in zip(("user", "assistant"), turn)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import random
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from perception_r1_jax.data.geometry_world.draw import render
@@ -27,6 +27,21 @@ _OWNERS = [split for split, share in SHARES.items() for _ in range(share)]
 
 SIZES = {"train": 2000, "val": 400, "test": 400}
 """How many problems a split has where nobody says otherwise."""
+
+FAMILY_SHARES = {
+    "unequal sides": 6,
+    "parallelogram sides": 6,
+    "crossing lines": 2,
+    "parallelogram angles": 2,
+}
+"""How often a family comes for each time that one not named here does.
+
+In most families the numbers give the answer in any order, so a policy that does not see which number belongs to what is
+right all the same. In these it has to know: to sides first of all, and to which of two angles.
+"""
+
+ALIKE: Mapping[str, int] = {}
+"""Shares under which all families are as frequent, for what is to be learned of each."""
 
 IN_TEXT = 0.15
 """Share of problems whose question tells all that the solution needs: they can be solved without looking."""
@@ -76,10 +91,12 @@ class WorldProblem:
         return Problem(self.name, row["problem"], tuple(row["images"]), row["answer"], tuple(row["needed"]), row)
 
 
-def make_problem(index: int, split: str = "train", seed: int = 0) -> WorldProblem:
-    """Problem number `index` of a split."""
+def make_problem(
+    index: int, split: str = "train", seed: int = 0, shares: Mapping[str, int] = FAMILY_SHARES
+) -> WorldProblem:
+    """Problem number `index` of a split; `shares` as in `FAMILY_SHARES`."""
     rng = random.Random(f"{seed}/{split}/{index}")
-    family = rng.choice(list(FAMILIES))
+    family = rng.choice([family for family in FAMILIES for _ in range(shares.get(family, 1))])
     puzzle, drawing = draw_puzzle(family, split, rng)
     return WorldProblem(
         f"world-{seed}/{split}/{index}",
