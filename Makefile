@@ -11,8 +11,9 @@ WORLD := $(wildcard perception_r1_jax/data/geometry_world/*.py perception_r1_jax
 # Where the ablation's records, tables and charts are. Runs recorded there are not repeated: for runs of your own,
 # `make claim CLAIM=runs/claim/records`.
 CLAIM ?= docs/claim
-# Two processes of some 3 GB each: tests wait for compilers and deadlines more than for one another.
-PARALLEL := -n 2 --dist loadfile
+# Two processes of some 3 GB each: tests wait for compilers and deadlines more than for one another. In the files' order
+# short ones come last; by their numbers of tests, as xdist would have them, those of few and long tests.
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: train claim mini-inputs mini-models test test-slow lint environment
 

@@ -49,7 +49,7 @@ setup(
         "test": [
             "beartype>=0.20,<0.24",
             "pytest>=8.3,<10",
-            "pytest-xdist>=3.6,<4",
+            "pytest-xdist>=3.7,<4",
             "ruff>=0.12,<0.18",
             "setuptools>=77",
             "tensorboard>=2.19,<3",

@@ -5,12 +5,20 @@ from __future__ import annotations
 import os
 import tempfile
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
-    " --xla_force_host_platform_device_count=8"
-    " --xla_backend_optimization_level=0"  # the programs are tiny: compiling them is what takes the time
-)
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers, and scripts that tests start, inherit all this
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
+        " --xla_force_host_platform_device_count=8"
+        # The programs are tiny: compiling them is what takes the time, twice as much with the newer emitters.
+        " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    )
+    # Many tests compile the same programs in functions of their own; each is compiled once per session. Small ones
+    # too: reading one back takes a fifth of compiling it.
+    _CACHE = tempfile.TemporaryDirectory(prefix="jax_cache_")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
 
 from pathlib import Path
 
@@ -20,12 +28,6 @@ import pytest
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
-
-# Many tests compile the same programs in functions of their own; each is compiled once per session.
-_CACHE = tempfile.TemporaryDirectory(prefix="jax_cache_")
-jax.config.update("jax_compilation_cache_dir", _CACHE.name)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -37,3 +39,24 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real data not found at {folder}; set PERCEPTION_R1_SHARED to its parent folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Path:
+    """The working directory of an uninterrupted run of `training_run.small_config` on one device."""
+    from tests import training_run  # imports most of the package
+
+    workdir = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training_run.setup, "make_mesh", training_run.one_device_mesh)
+        training_run.train(training_run.small_config(), workdir)
+    return workdir
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory) -> Path:
+    """A random judge of one layer."""
+    from perception_r1_jax.weights.random_checkpoint import write_random_checkpoint
+
+    small = {"num_hidden_layers": 1, "max_window_layers": 1}
+    return write_random_checkpoint(tmp_path_factory.mktemp("judge"), "qwen2", small)

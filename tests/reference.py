@@ -16,6 +16,7 @@ class Reference:
     """Qwen2.5-VL or a text model by transformers, float32, one prompt at a time."""
 
     def __init__(self, directory: Path, processor: Processor):
+        torch.set_num_threads(1)  # with models as small as these more threads only wait for one another, at full load
         self.is_vl = processor.pictures is not None
         architecture = (
             transformers.Qwen2_5_VLForConditionalGeneration if self.is_vl else transformers.AutoModelForCausalLM

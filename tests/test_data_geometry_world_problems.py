@@ -77,7 +77,7 @@ def test_splits_share_no_facts():
 
 
 def test_some_problems_can_be_solved_from_the_text_and_some_be_guessed():
-    problems = sum(PROBLEMS.values(), [])
+    problems = [problem for family in PROBLEMS.values() for problem in family]
     told = [p for p in problems if all(sentence in p.question for sentence in p.row()["needed"])]
     choices = [re.search(r"Choices: (.*)\.", p.question) for p in problems]
     assert 0.1 < len(told) / len(problems) < 0.3

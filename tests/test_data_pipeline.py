@@ -8,7 +8,8 @@ import threading
 import pytest
 from orbax.checkpoint import v1 as ocp
 
-from perception_r1_jax.data import DataError, DroppedProblem, make_pipeline
+from perception_r1_jax.data import DataError, DroppedProblem
+from perception_r1_jax.data.pipeline import make_pipeline
 from perception_r1_jax.records import Problem
 
 PROBLEMS = [Problem(str(number), "Find x.", (), "1") for number in range(23)]

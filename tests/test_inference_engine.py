@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,17 @@ def small_pages(monkeypatch):
     monkeypatch.setattr(pools, "LEAST_BLOCK_TOKENS", 12)
 
 
+shared_programs = functools.cache(call.Programs)
+
+
 def make_engine(devices: int = 1, **fields) -> Engine:
+    """An engine with the programs of those before it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("perception_r1_jax.inference.engine.Programs", shared_programs)
+        return new_engine(devices, **fields)
+
+
+def new_engine(devices: int = 1, **fields) -> Engine:
     return Engine(tiny.CONFIG, tiny.params(), make_mesh(devices=jax.devices()[:devices]), **fields)
 
 
@@ -162,7 +173,7 @@ def test_prompts_are_run_once_each(prompts, monkeypatch):
 @pytest.mark.parametrize("fields", [{}, {"cache_int8": True, "devices": 4}])
 def test_nothing_is_compiled_after_the_first_batch(prompts, fields):
     """Twenty batches of other pictures, lengths and limits in the same buckets."""
-    engine = make_engine(**fields, slots=8)
+    engine = new_engine(**fields, slots=8)
     engine.generate(prompts, SAMPLES, SAMPLING, KEY)
     warm, rng = engine.compilations, np.random.default_rng(0)
     for seed in range(20):

@@ -18,7 +18,6 @@ from perception_r1_jax.judge.service import JudgeService
 from perception_r1_jax.judge.verdicts import Judgement
 from perception_r1_jax.processing import Processor
 from perception_r1_jax.sharding import make_mesh
-from perception_r1_jax.weights.random_checkpoint import write_random_checkpoint
 from tests.attacks import ATTACKS, LONG
 from tests.judge_server import Call, ScriptedServer
 from tests.test_judge_on_mesh import ScriptedEngine
@@ -33,12 +32,6 @@ attacks = pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
 @pytest.fixture(autouse=True)
 def no_proxy(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    small = {"num_hidden_layers": 1, "max_window_layers": 1}
-    return write_random_checkpoint(tmp_path_factory.mktemp("judge"), "qwen2", small)
 
 
 @pytest.fixture(scope="module")

@@ -19,16 +19,9 @@ from perception_r1_jax.judge.template import answer_text
 from perception_r1_jax.judge.verdicts import Judgement, parse_verdicts
 from perception_r1_jax.processing import Processor
 from perception_r1_jax.sharding import make_mesh
-from perception_r1_jax.weights.random_checkpoint import write_random_checkpoint
 
 PROMPT = JudgePrompt("Judge.", "Facts:\n{annotations}\nText:\n{response}\nVerdicts:")
 SETTINGS = {"mode": "free", "max_prompt_tokens": 192, "max_new_tokens": 96, "batch_size": 4}
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    small = {"num_hidden_layers": 1, "max_window_layers": 1}
-    return write_random_checkpoint(tmp_path_factory.mktemp("judge"), "qwen2", small)
 
 
 @pytest.fixture(scope="module")

@@ -20,13 +20,13 @@ from perception_r1_jax.sharding import make_mesh
 from perception_r1_jax.weights import export_huggingface, load_params
 from perception_r1_jax.weights.random_checkpoint import write_random_checkpoint
 from tests.parity import drawing
-from tests.test_training_loop import lines, params_of, without_clocks
+from tests.training_run import lines, made_once, one_device_mesh, params_of, without_clocks
 
 
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch):
     """The runs here are about the loop; what eight devices do is tested for the step."""
-    monkeypatch.setattr(setup, "make_mesh", lambda **sizes: make_mesh(**sizes, devices=jax.devices()[:1]))
+    monkeypatch.setattr(setup, "make_mesh", one_device_mesh)
 
 
 @pytest.fixture(scope="module")
@@ -77,9 +77,15 @@ def small_config(data, **fields) -> ConfigDict:
     return config
 
 
+make_sft_step, make_sft_scores = made_once(setup.make_sft_step), made_once(setup.make_sft_scores)
+
+
 def train(config, workdir):
-    """Prepares and runs, as scripts/sft.py does."""
-    return loop.train(setup.prepare(config, workdir))
+    """Prepares and runs, as scripts/sft.py does, with the programs of the runs before it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(setup, "make_sft_step", make_sft_step)
+        patch.setattr(setup, "make_sft_scores", make_sft_scores)
+        return loop.train(setup.prepare(config, workdir))
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +93,7 @@ def finished(data, tmp_path_factory):
     """The working directory of an uninterrupted run."""
     workdir = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(setup, "make_mesh", lambda **sizes: make_mesh(**sizes, devices=jax.devices()[:1]))
+        patch.setattr(setup, "make_mesh", one_device_mesh)
         train(small_config(data), workdir)
     return workdir
 
@@ -149,7 +155,8 @@ def test_a_stopped_run_continues_bit_for_bit(how, data, finished, tmp_path, monk
 def test_training_moves_every_parameter(finished):
     mesh, model = make_mesh(devices=jax.devices()[:1]), load_config(finished / "model")
     before = load_params(finished / "random/hf", model, mesh, jnp.float32)
-    moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), before, params_of(finished / "checkpoints/4"))
+    both = jax.device_get((before, params_of(finished / "checkpoints/4")))
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), *both)
     assert min(jax.tree.leaves(moved)) > 0
 
 

@@ -8,7 +8,6 @@ import signal
 import types
 from contextlib import nullcontext
 
-import jax
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -17,12 +16,10 @@ from rich.console import Console
 from perception_r1_jax.errors import UserError
 from perception_r1_jax.evaluation.items import Item, read_items
 from perception_r1_jax.evaluation.summary import fact_changes
-from perception_r1_jax.sharding import make_mesh
 from perception_r1_jax.training import evaluating, loop, setup
 from perception_r1_jax.training.evaluating import before_and_after
-from perception_r1_jax.training.setup import prepare
 from tests import parity
-from tests.test_training_loop import lines, small_config
+from tests.training_run import lines, one_device_mesh, prepare, small_config
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +42,7 @@ def config(data, **fields):
         "steps": 2,
         "data.path": str(data),
         "judge.path": "",
-        "reward.function": "tests.test_training_loop:share_of_capitals",  # what a random policy can learn
+        "reward.function": "tests.training_run:share_of_capitals",  # what a random policy can learn
         "optimizer.learning_rate": 0.01,  # so that the second evaluation is of another policy
         "evaluation.split": "val",
         "evaluation.batch_size": 4,
@@ -58,7 +55,7 @@ def config(data, **fields):
 def train(config, workdir):
     """A run on one device."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(setup, "make_mesh", lambda **sizes: make_mesh(**sizes, devices=jax.devices()[:1]))
+        patch.setattr(setup, "make_mesh", one_device_mesh)
         return loop.train(prepare(config, workdir))
 
 

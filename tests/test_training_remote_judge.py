@@ -8,7 +8,6 @@ import re
 import zlib
 from collections import Counter
 
-import jax
 import numpy as np
 import pytest
 
@@ -17,11 +16,10 @@ from perception_r1_jax.judge.failure_window import JudgeFails
 from perception_r1_jax.judge.prompts import load_prompt
 from perception_r1_jax.judge.sanitise import sanitise
 from perception_r1_jax.judge.template import answer_text
-from perception_r1_jax.sharding import make_mesh
 from perception_r1_jax.training import setup
 from perception_r1_jax.training.metrics import read_lines
 from tests.judge_server import Call, ScriptedServer, closed_port
-from tests.test_training_loop import small_config, train
+from tests.training_run import one_device_mesh, small_config, train
 
 FAULTS = {
     "http_500": lambda call: call.send(500),
@@ -35,8 +33,7 @@ FAULTS = {
 
 @pytest.fixture(autouse=True)
 def small_run(monkeypatch):
-    devices = jax.devices()[:1]
-    monkeypatch.setattr(setup, "make_mesh", lambda **sizes: make_mesh(**sizes, devices=devices))
+    monkeypatch.setattr(setup, "make_mesh", one_device_mesh)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
@@ -68,6 +65,7 @@ def answer(call: Call) -> None:
 def config_for(server: ScriptedServer, **fields):
     return small_config(**{
         "judge.path": server.address,
+        "judge.prompt": "",
         "judge.retries": 0,
         "judge.timeout_seconds": 4.0,
         "judge.on_failure": "drop_sample",
@@ -82,7 +80,7 @@ def finished(tmp_path_factory):
     """The working directory of a run of three steps of 16 responses, and its server."""
     workdir = tmp_path_factory.mktemp("remote")
     with pytest.MonkeyPatch.context() as patch, ScriptedServer(answer) as server:
-        patch.setattr(setup, "make_mesh", lambda **sizes: make_mesh(**sizes, devices=jax.devices()[:1]))
+        patch.setattr(setup, "make_mesh", one_device_mesh)
         patch.setenv("NO_PROXY", "127.0.0.1")
         train(config_for(server, **{"judge.failure_window": 16, "judge.max_failure_rate": 0.9}), workdir)
     return workdir, server

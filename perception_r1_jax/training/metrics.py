@@ -14,8 +14,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
-
 from perception_r1_jax.errors import UserError
 
 
@@ -27,6 +25,8 @@ class MetricsWriter:
     """
 
     def __init__(self, workdir: str | Path, *, first_step: int = 0):
+        from tensorboardX import SummaryWriter  # brings torch in where that is installed, which takes seconds
+
         path = Path(workdir) / "metrics.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         fence(path, first_step)

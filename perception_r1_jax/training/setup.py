@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from perception_r1_jax.config import arithmetic, load_instruction, optimizer_steps, resolve
-from perception_r1_jax.data import load_problems, make_pipeline
-from perception_r1_jax.data.pipeline import PromptBatches
+from perception_r1_jax.data import load_problems
+from perception_r1_jax.data.pipeline import PromptBatches, make_pipeline
 from perception_r1_jax.evaluation.task import Evaluation, load_evaluation
 from perception_r1_jax.grpo.kl import has_kl
 from perception_r1_jax.grpo.step import TrainStep, make_log_probs_fn, make_train_step

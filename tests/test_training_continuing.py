@@ -1,0 +1,102 @@
+"""A run that was stopped, wherever, continues bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from perception_r1_jax.training import loop, setup
+from tests.training_run import lines, one_device_mesh, params_of, small_config, train, without_clocks
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    monkeypatch.setattr(setup, "make_mesh", one_device_mesh)
+
+
+@pytest.mark.parametrize("how", ["signal", "crash"])
+def test_a_stopped_run_continues_bit_for_bit(how, finished, tmp_path, monkeypatch):
+    def stopping(path, step, *args):
+        append(path, step, *args)
+        if step == 2 and how == "signal":
+            os.kill(os.getpid(), signal.SIGTERM)
+        elif step == 2:
+            raise RuntimeError("the machine is gone")
+
+    append = loop.append_samples
+    monkeypatch.setattr(loop, "append_samples", stopping)
+    every = {"checkpoint.every": 3} if how == "signal" else {}
+    if how == "signal":
+        assert train(small_config(**every), tmp_path) is None
+        assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
+    else:
+        with pytest.raises(RuntimeError, match="the machine is gone"):
+            train(small_config(), tmp_path)
+    assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == [1, 2]
+    monkeypatch.setattr(loop, "append_samples", append)
+    assert (
+        train(small_config(**every), tmp_path)["rewards"]
+        == json.loads((finished / "result.json").read_text())["rewards"]
+    )
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        ours, theirs = lines(tmp_path / name), lines(finished / name)
+        assert [without_clocks(line) for line in ours] == [without_clocks(line) for line in theirs]
+    trained = (params_of(run / "checkpoints/3") for run in (tmp_path, finished))
+    jax.tree.map(np.testing.assert_array_equal, *trained)
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_stop_within_a_rollout_gives_it_up_and_the_run_continues_bit_for_bit(
+    step, finished, tmp_path, monkeypatch, capsys
+):
+    """The rollout of that step is under way when the signal comes; it is drawn anew later."""
+    draw, draws = loop.roll_out, []
+
+    def stopping(*args):
+        draws.append(args)
+        if len(draws) == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return draw(*args)
+
+    monkeypatch.setattr(loop, "roll_out", stopping)
+    assert train(small_config(**{"checkpoint.every": 3}), tmp_path) is None
+    told = "stopped before the first step was done" if step == 1 else "stopped after step 1, which is saved"
+    assert told in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"] * (step - 1)
+    assert len(draws) == step
+    monkeypatch.setattr(loop, "roll_out", draw)
+    train(small_config(**{"checkpoint.every": 3}), tmp_path)
+    assert lines(tmp_path / "samples.jsonl") == lines(finished / "samples.jsonl")
+    jax.tree.map(np.testing.assert_array_equal, *(params_of(run / "checkpoints/3") for run in (tmp_path, finished)))
+
+
+def test_dynamic_sampling_carries_groups_over_and_continues_bit_for_bit(tmp_path):
+    fields = {
+        "rollout.max_rounds": 3,
+        "reward.function": "tests.training_run:capitals_in_some_problems",
+        "judge.path": "",
+        "grpo.importance_cap": 2.0,
+    }
+    train(small_config(**fields), tmp_path / "whole")
+    whole = lines(tmp_path / "whole/metrics.jsonl")
+    assert max(line["rollout/rounds"] for line in whole) > 1
+    assert [line["rollout/carried_in"] for line in whole] == [0, *(line["rollout/carried_out"] for line in whole[:-1])]
+    carrying = [line["step"] for line in whole[:-1] if line["rollout/carried_out"]]
+    assert carrying
+    samples = lines(tmp_path / "whole/samples.jsonl")
+    assert len(samples) == 3 * 2 * 2
+    carried = {path.name for path in (tmp_path / "whole/carried").iterdir()}
+    assert carried == {f"step-{step:06d}.npz" for step in carrying if step >= 2}  # two checkpoints are kept
+    run = shutil.copytree(tmp_path / "whole", tmp_path / "part")
+    for step in range(carrying[0] + 1, 4):
+        shutil.rmtree(run / f"checkpoints/{step}")
+    train(small_config(**fields), run)
+    assert lines(run / "samples.jsonl") == samples
+    trained = (params_of(path / "checkpoints/3") for path in (tmp_path / "whole", run))
+    jax.tree.map(np.testing.assert_array_equal, *trained)
