@@ -27,9 +27,8 @@ from ml_collections import ConfigDict
 from benchmarks import measure, shape, workload
 from benchmarks.measure import Case
 from perception_r1_jax.config import default_config
-from perception_r1_jax.grpo.step import make_train_step
+from perception_r1_jax.grpo.step import TrainStep
 from perception_r1_jax.records import TrainBatch
-from perception_r1_jax.sharding import put_batch
 from perception_r1_jax.training.optimizer import make_optimizer
 from perception_r1_jax.training.run_record import peak_rss_bytes
 from perception_r1_jax.training.state import abstract_state, init_state
@@ -138,7 +137,7 @@ def our_side(folder: Path, work: Work) -> Callable[[], float]:
     """Updates by this project."""
     model, config = shape.load_model(folder, shape.STANDARD), make_config(work)
     optimizer = make_optimizer(config.optimizer, config.steps)
-    step = make_train_step(model.config, config, model.mesh, optimizer)
+    step = TrainStep(model.config, config, model.mesh, optimizer)
     state = init_state(model.params, optimizer, abstract_state(model.config, optimizer, model.mesh))
     prompts = workload.picture_prompts(model.processor, work.prompts, work.side)
     responses, advantages = draw(model.processor, work)
@@ -147,7 +146,7 @@ def our_side(folder: Path, work: Work) -> Callable[[], float]:
 
     def run() -> float:
         nonlocal state
-        state, metrics = step(state, put_batch(model.mesh, batch))
+        state, metrics = step(state, batch)
         return float(metrics["grad_norm"])
 
     return run

@@ -232,7 +232,7 @@ def default_config() -> ConfigDict:
     # True skips groups whose advantages are all zero. With neither KL nor entropy term no gradient changes.
     config.grpo.drop_flat_groups = False
     config.grpo.updates_per_batch = 1  # optimizer steps, each on its share of the prompts of a batch of rollouts
-    config.grpo.micro_batch_prompts = 8  # prompts of a micro-batch, over all devices; each is a row
+    config.grpo.micro_batch_prompts = 8  # rows of a micro-batch over all devices, of like length: a prompt each
     config.grpo.micro_batch_samples = 8  # responses that stand in the row of their prompt; a longer group is split
     config.grpo.log_prob_chunk = 256  # positions of each row whose logits exist at a time
 
@@ -430,7 +430,7 @@ def arithmetic(
     lines = [
         ("problems", f"{problems:,}, {epoch} steps an epoch, {config.steps} steps = {epochs:.1f} epochs"),
         ("a step", f"{n} prompts x {g} samples = {n * g:,} responses, {_updates(config)}"),
-        ("micro-batches", f"{n * g // (p * s)} of {p * s} ({p} prompts x {s})"),
+        ("micro-batches", f"{n * g // (p * s)} of {p * s} ({p} prompts x {s}), by length"),
         ("tokens", f"prompt <= {prompt:,}, response <= {response:,}, step <= {n * g * (prompt + response):,}"),
         ("parameters", f"policy {parameters:,}, judge {judge_parameters:,}"),
         ("mesh", " x ".join(f"{name} {size}" for name, size in mesh.items())),

@@ -27,7 +27,9 @@ def run_config(**overrides) -> ConfigDict:
                 "prompts_per_step": 8,
                 "samples_per_prompt": 4,
                 "temperature": 0.9,
-                "response_buckets": (6, 8),
+                "prompt_buckets": (16, 24, 32),
+                "window_buckets": (0, 1, 2),
+                "response_buckets": (3, 6, 8),
             },
             "grpo": {
                 "advantages": "grpo",

@@ -364,7 +364,7 @@ def test_arithmetic_of_a_run(config):
     assert lines == [
         "problems 1,442, 11 steps an epoch, 275 steps = 25.0 epochs",
         "a step 128 prompts x 8 samples = 1,024 responses, one optimizer update",
-        "micro-batches 16 of 64 (8 prompts x 8)",
+        "micro-batches 16 of 64 (8 prompts x 8), by length",
         "tokens prompt <= 4,096, response <= 4,096, step <= 8,388,608",
         "parameters policy 8,292,166,656, judge 0",
         "mesh data 1 x fsdp 16",

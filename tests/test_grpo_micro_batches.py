@@ -1,31 +1,93 @@
-"""Splitting a batch and joining it again."""
+"""Cutting a batch by length: nothing is lost, nothing is cut off, and what is needed comes first."""
 
 from __future__ import annotations
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from perception_r1_jax.grpo.micro_batches import MicroBatches
+from perception_r1_jax.errors import UserError
+from perception_r1_jax.grpo.micro_batches import cut_batch
+from tests import tiny
+from tests.grpo_fixtures import run_config
+
+LENGTHS = [24, 12, 30, 16, 9, 31]
+TOKENS = np.array([[1, 8, 2, 5], [3, 3, 3, 3], [8, 7, 6, 1], [2, 1, 1, 2], [4, 8, 8, 1], [3, 1, 2, 2]])
 
 
-def test_every_micro_batch_takes_rows_from_the_whole_batch():
-    # 4 prompts x 4 responses, numbered prompt * 10 + response, in micro-batches of 2 x 2
-    numbers = jnp.arange(4)[:, None] * 10 + jnp.arange(4)[None]
-    split = MicroBatches(2, 2).split_responses(numbers)
-    assert split.shape == (2, 2, 2, 2)
-    np.testing.assert_array_equal(split[0, 0], [[0, 2], [20, 22]])
-    np.testing.assert_array_equal(split[1, 0], [[10, 12], [30, 32]])
-    np.testing.assert_array_equal(MicroBatches(2, 2).split_prompts(numbers)[1, :, 0], [10, 30])
+def prompts():
+    return tiny.prompt_batch(LENGTHS, [1, 0, 1, 0, 0, 1], length=32, windows=2)
 
 
-@pytest.mark.parametrize("sizes", [(1, 1), (2, 3), (6, 2), (3, 6)])
-def test_joining_undoes_splitting(sizes):
-    batch = np.random.default_rng(0).normal(size=(6, 6, 5)).astype(np.float32)
-    micro_batches = MicroBatches(*sizes)
-    np.testing.assert_array_equal(micro_batches.join_responses(micro_batches.split_responses(batch)), batch)
+def mask_of(tokens):
+    return np.arange(8) < np.asarray(tokens)[..., None]
 
 
-def test_a_batch_that_does_not_divide_is_an_error_with_the_sizes_that_do():
-    with pytest.raises(ValueError, match=r"micro_batch_samples is 4, which does not divide 6.* 2 and 3"):
-        MicroBatches(1, 4).split_responses(np.zeros((2, 6)))
+def config(rows, samples):
+    return run_config(grpo__micro_batch_prompts=rows, grpo__micro_batch_samples=samples)
+
+
+def cut(rows, samples, live=True, tokens=TOKENS):
+    mask = mask_of(tokens)
+    return cut_batch(prompts(), mask, np.broadcast_to(live, mask.shape[:2]), config(rows, samples))
+
+
+def test_by_hand():
+    """Buckets of tokens 3, 6, 8 and of prompts 16, 24, 32; prompts 1, 3 and 5 have short responses."""
+    micro_batches = cut(3, 4)
+    assert [one.prompts.tolist() for one in micro_batches] == [[1, 3, 5], [4, 0, 2]]
+    assert [(one.length, one.windows, one.tokens) for one in micro_batches] == [(32, 1, 3), (32, 1, 8)]
+
+
+def test_a_group_is_split_by_length():
+    rows = {(one.prompts.item(), *one.samples[0].tolist()): one.tokens for one in cut(1, 2)}
+    assert {key: rows[key] for key in [(0, 1, 3), (0, 2, 0), (2, 0, 1), (2, 2, 3), (4, 1, 2), (4, 0, 3)]} == {
+        (0, 1, 3): 8, (0, 2, 0): 3, (2, 0, 1): 8, (2, 2, 3): 6, (4, 1, 2): 8, (4, 0, 3): 6
+    }  # fmt: skip
+    assert len(rows) == 12
+
+
+@pytest.mark.parametrize(("rows", "samples"), [(1, 1), (2, 2), (3, 1), (6, 4), (1, 4)])
+def test_every_response_comes_once_and_whole(rows, samples):
+    mask, seen = mask_of(TOKENS), np.zeros((6, 4), int)
+    numbers = np.arange(mask.size).reshape(mask.shape)
+    for one in cut(rows, samples):
+        taken, own = one.take_responses((numbers, mask))
+        np.testing.assert_array_equal(own.sum(-1), TOKENS[one.responses])
+        np.testing.assert_array_equal(taken[..., 0], numbers[one.responses][..., 0])
+        seen[one.responses] += 1
+        batch = one.take_prompts(prompts())
+        assert batch.tokens.shape == (rows, one.length)
+        assert batch.patches.shape[:2] == (rows, one.windows)
+        assert (batch.lengths <= one.length).all()
+        assert ((batch.image_ids >= 0).sum(1) == (prompts().image_ids[one.prompts] >= 0).sum(1)).all()
+    assert (seen == 1).all()
+
+
+def test_less_is_padding_than_in_one_bucket():
+    computed = sum(one.prompts.size * (one.length + 4 * one.tokens) for one in cut(1, 4))
+    assert computed == 2 * (16 + 12) + (32 + 12) + (16 + 32) + (24 + 32) + (32 + 32)
+    assert computed < 6 * (32 + 4 * 8)
+
+
+def test_what_is_not_needed_is_left_out_or_fills_up():
+    live = np.zeros((6, 4), bool)
+    live[[0, 3, 4], 1] = True
+    micro_batches = cut(2, 4, live)
+    assert len(micro_batches) == 2
+    assert {0, 3, 4} < set(np.concatenate([one.prompts for one in micro_batches]).tolist())
+    assert [one.tokens for one in micro_batches] == [8, 8]  # response 1 of prompt 3 has one token, of the others eight
+    (one,) = cut(2, 4, live=False)
+    assert one.tokens == 3
+
+
+def test_the_batch_may_be_wider_or_narrower_than_the_buckets():
+    tokens = np.minimum(TOKENS, 7)
+    mask = mask_of(tokens)[:, :, :7]
+    micro_batches = cut_batch(prompts(), mask, mask.any(-1), config(6, 4))
+    assert [one.tokens for one in micro_batches] == [7]
+
+
+@pytest.mark.parametrize(("rows", "samples", "named"), [(4, 4, "micro_batch_prompts is 4"), (2, 3, "samples is 3")])
+def test_sizes_that_do_not_divide_are_an_error_that_names_those_that_do(rows, samples, named):
+    with pytest.raises(UserError, match=f"{named}, which does not divide"):
+        cut(rows, samples)

@@ -22,8 +22,9 @@ from perception_r1_jax.plan.measure import ACTIVATIONS, Measured, measure
 from perception_r1_jax.plan.programs import CACHE, JUDGE, KINDS, OPTIMIZER, PARAMETERS, Program
 from perception_r1_jax.plan.report import as_json, as_text
 from perception_r1_jax.plan.roofline import roofline
-from perception_r1_jax.plan.topologies import GIB, Speed, Target, find_target
+from perception_r1_jax.plan.topologies import GIB, Target, find_target
 from perception_r1_jax.sharding import make_mesh, replicated
+from perception_r1_jax.speeds import Speed
 from tests.test_plan_run import small_config
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,14 +56,16 @@ def test_a_plan_for_this_machine(monkeypatch):
     on_devices(monkeypatch, speed=Speed(1e12, 1e11, 1e10))
     made = plan("train")
     numbers = as_json(made)
-    (step,) = numbers["programs"]
+    step, update = numbers["programs"]
     assert made.fits
     assert numbers["fits"]
-    assert (numbers["topology"], numbers["devices"], step["name"]) == ("local", 4, "train/step")
+    assert (numbers["topology"], numbers["devices"]) == ("local", 4)
+    assert (step["name"], update["name"]) == ("train/gradient", "train/update")
     assert set(step["bytes"]) == {*KINDS, ACTIVATIONS, "total"}
     assert step["bytes"]["total"] == sum(step["bytes"][kind] for kind in (*KINDS, ACTIVATIONS))
     assert min(step["bytes"][kind] for kind in (PARAMETERS, OPTIMIZER, JUDGE, ACTIVATIONS)) > 0
-    assert numbers["bytes_per_device"] == {**step["bytes"], "program": "train/step"}
+    assert numbers["bytes_per_device"] == {**step["bytes"], "program": "train/gradient"}
+    assert update["bytes"]["total"] < step["bytes"]["total"]
     # Each of 4 devices does a quarter of what is needed, and more: layers are computed again in the backward pass.
     assert step["useful_flops_of_all_devices"] / 4 < step["flops"] < 8 * step["useful_flops_of_all_devices"] / 4
     assert step["collective_bytes"]["all-gather"] > 0
@@ -70,7 +73,7 @@ def test_a_plan_for_this_machine(monkeypatch):
     assert step["compile_seconds"] > 0
     json.dumps(numbers)
     text = as_text(made)
-    assert "fits: the fullest program is train/step" in text
+    assert "fits: the fullest program is train/gradient" in text
     assert "DOES NOT FIT" not in text
 
 

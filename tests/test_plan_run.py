@@ -13,10 +13,11 @@ import pytest
 
 from perception_r1_jax.config import default_config, resolve
 from perception_r1_jax.errors import UserError
+from perception_r1_jax.grpo.micro_batches import cut_batch
 from perception_r1_jax.inference import Engine, Sampling
-from perception_r1_jax.models import abstract_params, count_params, load_config
+from perception_r1_jax.models import abstract_params, count_params, flops, load_config
 from perception_r1_jax.models.published import PUBLISHED
-from perception_r1_jax.plan import flops, shapes
+from perception_r1_jax.plan import shapes
 from perception_r1_jax.plan.models import model_shapes
 from perception_r1_jax.plan.programs import CACHE, JUDGE, OPTIMIZER, PARAMETERS, bytes_by_kind, device_bytes
 from perception_r1_jax.plan.run import plan_run, run_programs, stored_params
@@ -101,7 +102,7 @@ def shape_of(tree):
 
 
 @pytest.mark.parametrize("updates", [1, 2])
-def test_the_batch_has_the_shapes_that_the_loop_makes(updates):
+def test_a_micro_batch_has_the_shapes_that_the_loop_makes(updates):
     config = small_config(grpo__updates_per_batch=updates, grpo__micro_batch_prompts=2)
     prompts = tiny.prompt_batch([20] * 4, [1] * 4, length=32, windows=3)
     shape = (4, 2, 16)
@@ -116,7 +117,13 @@ def test_the_batch_has_the_shapes_that_the_loop_makes(updates):
         config=config, mesh=make_mesh(), add_log_probs=add_log_probs, state=types.SimpleNamespace(params=None)
     )
     batches, _ = make_train_batches(run, Groups([], rollout, scores, prompts))
-    assert [shape_of(batch) for batch in batches] == [shape_of(shapes.run_batch(config, tiny.CONFIG))] * updates
+    cut = [
+        (batch, one) for batch in batches for one in cut_batch(batch.prompts, batch.mask, batch.mask.any(-1), config)
+    ]
+    assert len(cut) == shapes.micro_batches(config) == 2
+    for batch, one in cut:
+        assert shape_of(one.take(batch)) == shape_of(shapes.micro_batch(config, tiny.CONFIG))
+        assert shape_of(one.take_responses(batch.rollout_logps)) == shape_of(shapes.micro_batch_weights(config))
 
 
 def small_config(**fields):
@@ -159,12 +166,15 @@ def test_what_lies_beside_a_program_is_counted_with_it():
     assert [name for name in held if name.startswith("train")] == [
         "train/log_probs",
         "train/old_log_probs",
-        "train/step",
+        "train/gradient",
+        "train/update",
     ]
-    judge = held["train/step"][JUDGE]
+    judge = held["train/update"][JUDGE]
     assert judge == 4 * count_params(run.judge)  # whole on each of the devices that serve
-    assert held["train/step"] == {PARAMETERS: master + reference, OPTIMIZER: moments, CACHE: 0, JUDGE: judge}
-    assert given["train/step"] == {PARAMETERS: master, OPTIMIZER: moments, CACHE: 0, JUDGE: 0}
+    for name in ("train/gradient", "train/update"):
+        assert held[name] == {PARAMETERS: master + reference, OPTIMIZER: moments, CACHE: 0, JUDGE: judge}
+    assert given["train/gradient"] == {PARAMETERS: master, OPTIMIZER: 0, CACHE: 0, JUDGE: 0}
+    assert given["train/update"] == {PARAMETERS: master, OPTIMIZER: moments, CACHE: 0, JUDGE: 0}
     assert given["train/log_probs"] == {PARAMETERS: reference, OPTIMIZER: 0, CACHE: 0, JUDGE: 0}
     served = 4 * count_params(run.policy)
     decoding = held["rollout/decode 2"]
@@ -210,7 +220,7 @@ def test_weights_above_their_share_are_a_problem_and_are_planned_all_the_same():
 def test_a_cache_without_room_is_a_problem():
     programs, problems = run_programs(plan_of(rollout__cache_memory=1e-9))
     assert [problem.split(":")[0] for problem in problems] == ["rollout"]
-    assert "train/step" in [program.name for program in programs]
+    assert "train/update" in [program.name for program in programs]
 
 
 def test_published_models_need_not_be_there(shared_data):

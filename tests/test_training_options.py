@@ -97,8 +97,8 @@ def test_real_problems_and_the_real_tokenizer(shared_data, tmp_path):
 
 def test_grpo_learns_what_is_rewarded(tmp_path):
     config = small_config(**{
-        "steps": 18,
-        "checkpoint.every": 18,
+        "steps": 24,
+        "checkpoint.every": 24,
         "judge.path": "",
         "reward.function": "tests.training_run:share_of_capitals",
         "rollout.prompts_per_step": 4,

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from perception_r1_jax.errors import UserError
 from perception_r1_jax.models import count_params
+from perception_r1_jax.plan import shapes
 from perception_r1_jax.plan.advice import advise
 from perception_r1_jax.plan.measure import Measured, measure
 from perception_r1_jax.plan.report import Plan
@@ -50,7 +51,10 @@ def _share_of_full_attention(run: PlannedRun) -> float:
 
 def _layout(run: PlannedRun) -> list[str]:
     mesh = " x ".join(f"{name} {size}" for name, size in run.mesh.shape.items())
-    lines = [f"policy {count_params(run.policy) / 1e9:.2f} B, training over {mesh}"]
+    lines = [
+        f"policy {count_params(run.policy) / 1e9:.2f} B, training over {mesh}, "
+        f"{shapes.micro_batches(run.config)} micro-batches a step"
+    ]
     lines.append(f"rollouts: {run.rollouts.layout()}")
     if run.judging:
         lines.append(f"judge {count_params(run.judge) / 1e9:.2f} B: {run.judging.layout()}")

@@ -30,7 +30,7 @@ class Program:
         held: all that lies on the devices while it runs, what it is given and what it makes included.
         given: of this, its arguments.
         made: of this, its results where they are not written over an argument.
-        useful_flops: that its result needs at least, over all devices (`plan.flops`).
+        useful_flops: that its result needs at least, over all devices (`models.flops`).
         turns: of loops whose number of turns is an argument, at most: by a part of that argument's name.
     """
 

@@ -13,19 +13,19 @@ from ml_collections import ConfigDict
 
 from perception_r1_jax.errors import UserError
 from perception_r1_jax.grpo.kl import has_kl
-from perception_r1_jax.grpo.step import make_log_probs_fn, make_train_step
+from perception_r1_jax.grpo.step import LogProbs, TrainStep
 from perception_r1_jax.inference import Engine
 from perception_r1_jax.inference.rollout import make_engine
-from perception_r1_jax.models import ModelConfig, Params, abstract_params, logical_axes
-from perception_r1_jax.plan import flops, shapes
+from perception_r1_jax.models import ModelConfig, Params, abstract_params, flops, logical_axes
+from perception_r1_jax.plan import shapes
 from perception_r1_jax.plan.models import model_shapes
 from perception_r1_jax.plan.programs import JUDGE, OPTIMIZER, PARAMETERS, Held, Program
 from perception_r1_jax.plan.serving import Calls, served_params, serving_programs
 from perception_r1_jax.plan.topologies import Target
 from perception_r1_jax.processing import bucket_size
-from perception_r1_jax.sharding import abstract_batch, make_mesh, tree_shardings
+from perception_r1_jax.sharding import abstract_batch, make_mesh, replicated, tree_shardings
 from perception_r1_jax.training.optimizer import make_optimizer
-from perception_r1_jax.training.state import TrainState, abstract_state
+from perception_r1_jax.training.state import TrainState, abstract_state, trained_params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +126,7 @@ def run_programs(run: PlannedRun) -> tuple[list[Program], list[str]]:
         programs.append(_log_probs(run, "train/log_probs", run.reference))
     if run.config.grpo.updates_per_batch > 1:
         programs.append(_log_probs(run, "train/old_log_probs", run.state.params))
-    return [*programs, _train_step(run)], problems
+    return [*programs, *_train_step(run)], problems
 
 
 def _kept(run: PlannedRun) -> Held:
@@ -185,48 +185,57 @@ def _judge_calls(run: PlannedRun) -> Calls:
     )
 
 
-def _train_step(run: PlannedRun) -> Program:
-    config = ConfigDict(run.config)
-    config.grpo.drop_flat_groups = False  # at most none is flat
+def _train_step(run: PlannedRun) -> list[Program]:
     optimizer = make_optimizer(run.config.optimizer, run.config.steps, fidelity=run.config.fidelity)
-    step = make_train_step(run.policy, config, run.mesh, optimizer, banned_ids=shapes.banned_ids(run.policy))
-    batch = abstract_batch(run.mesh, shapes.run_batch(run.config, run.policy))
+    step = TrainStep(run.policy, run.config, run.mesh, optimizer, banned_ids=shapes.banned_ids(run.policy))
+    state, params, weights = run.state, run.state.params, shapes.micro_batch_weights(run.config)
+    batch, weights = abstract_batch(run.mesh, (shapes.micro_batch(run.config, run.policy), weights))
+    counters = (state.step, state.kl_scale)
+    grads = trained_params(params, freeze_vision=run.config.model.freeze_vision)
+    sums = jax.eval_shape(step.gradient, params, *counters, grads, batch, weights)[1]
+    everywhere = replicated(run.mesh)
+    sums = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), sums)
     backward = 1 if run.config.model.freeze_vision else 3
-    return Program(
-        name="train/step",
+    gradient = Program(
+        name="train/gradient",
         mesh=run.mesh,
-        lower=lambda: step.lower(run.state, batch),
+        lower=lambda: step.gradient.lower(params, *counters, grads, batch, weights),
         held=_kept(run),
-        given={PARAMETERS: run.state.params, OPTIMIZER: run.state.opt_state},
-        useful_flops=3 * _text_flops(run) + backward * _vision_flops(run),
+        given={PARAMETERS: params},
+        useful_flops=(3 * _text_flops(run) + backward * _vision_flops(run)) / shapes.micro_batches(run.config),
     )
+    update = Program(
+        name="train/update",
+        mesh=run.mesh,
+        lower=lambda: step.update.lower(state, grads, sums),
+        held=_kept(run),
+        given={PARAMETERS: params, OPTIMIZER: state.opt_state},
+    )
+    return [gradient, update]
 
 
 def _log_probs(run: PlannedRun, name: str, params: Params) -> Program:
-    log_probs = make_log_probs_fn(run.policy, run.config, run.mesh, banned_ids=shapes.banned_ids(run.policy))
-    batch = abstract_batch(run.mesh, shapes.run_batch(run.config, run.policy))
+    log_probs = LogProbs(run.policy, run.config, run.mesh, banned_ids=shapes.banned_ids(run.policy)).log_probs
+    batch = abstract_batch(run.mesh, shapes.micro_batch(run.config, run.policy))
     return Program(
         name=name,
         mesh=run.mesh,
         lower=lambda: log_probs.lower(params, batch.prompts, batch.responses, batch.mask),
         held=_kept(run),
         given={PARAMETERS: params},
-        useful_flops=_text_flops(run) + _vision_flops(run),
+        useful_flops=(_text_flops(run) + _vision_flops(run)) / shapes.micro_batches(run.config),
     )
 
 
 def _text_flops(run: PlannedRun) -> float:
+    """Of all prompts and responses of a step, each once."""
     rollout = run.config.rollout
     length, tokens = rollout.prompt_buckets[-1], rollout.response_buckets[-1]
-    prompts = _update_prompts(run)
-    responses = prompts * rollout.samples_per_prompt
-    return flops.prompt_flops(run.policy, length, prompts) + flops.response_flops(run.policy, length, tokens, responses)
+    responses = rollout.prompts_per_step * rollout.samples_per_prompt
+    prompts = flops.prompt_flops(run.policy, length, rollout.prompts_per_step)
+    return prompts + flops.response_flops(run.policy, length, tokens, responses)
 
 
 def _vision_flops(run: PlannedRun) -> float:
     rollout, vision = run.config.rollout, run.policy.vision
-    return flops.vision_flops(vision, rollout.window_buckets[-1], _update_prompts(run)) if vision else 0.0
-
-
-def _update_prompts(run: PlannedRun) -> int:
-    return run.config.rollout.prompts_per_step // run.config.grpo.updates_per_batch
+    return flops.vision_flops(vision, rollout.window_buckets[-1], rollout.prompts_per_step) if vision else 0.0

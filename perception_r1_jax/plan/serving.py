@@ -14,9 +14,8 @@ from perception_r1_jax.inference import Engine, Sampling
 from perception_r1_jax.inference.call import without_pictures
 from perception_r1_jax.inference.generation import Generation, Moves
 from perception_r1_jax.inference.reshard import serving_shardings
-from perception_r1_jax.models import KeyValues, Params
+from perception_r1_jax.models import KeyValues, Params, flops
 from perception_r1_jax.models.cache import AXES
-from perception_r1_jax.plan import flops
 from perception_r1_jax.plan.programs import CACHE, Held, Program, join
 from perception_r1_jax.records import PromptBatch
 from perception_r1_jax.sharding import abstract_batch, replicated, tree_shardings

@@ -41,27 +41,40 @@ def prompt_shapes(model: ModelConfig, rows: int, length: int, windows: int) -> P
     )
 
 
-def run_prompts(config: ConfigDict, model: ModelConfig, updates: int = 1) -> PromptBatch:
-    """Those of a step, or of one of its updates where there are several."""
+def run_prompts(config: ConfigDict, model: ModelConfig) -> PromptBatch:
+    """Those of a step."""
     rollout = config.rollout
-    rows = rollout.prompts_per_step // updates
-    return prompt_shapes(model, rows, rollout.prompt_buckets[-1], rollout.window_buckets[-1])
+    return prompt_shapes(model, rollout.prompts_per_step, rollout.prompt_buckets[-1], rollout.window_buckets[-1])
 
 
-def run_batch(config: ConfigDict, model: ModelConfig) -> TrainBatch:
-    """What an update consumes."""
-    updates, prompts = config.grpo.updates_per_batch, run_prompts(config, model, config.grpo.updates_per_batch)
-    shape = (len(prompts.lengths), config.rollout.samples_per_prompt, config.rollout.response_buckets[-1])
+def micro_batches(config: ConfigDict) -> int:
+    """How many a step has, of all updates together."""
+    rollout, grpo = config.rollout, config.grpo
+    responses = rollout.prompts_per_step * rollout.samples_per_prompt
+    return responses // (grpo.micro_batch_prompts * grpo.micro_batch_samples)
+
+
+def micro_batch(config: ConfigDict, model: ModelConfig) -> TrainBatch:
+    """What goes through the model at a time in an update."""
+    rollout, grpo = config.rollout, config.grpo
+    rows, length, windows = grpo.micro_batch_prompts, rollout.prompt_buckets[-1], rollout.window_buckets[-1]
+    shape = (rows, grpo.micro_batch_samples, rollout.response_buckets[-1])
     logps = _of(jnp.float32, *shape)
     return TrainBatch(
-        prompts=prompts,
+        prompts=prompt_shapes(model, rows, length, windows),
         responses=_int(*shape),
         mask=_of(jnp.bool_, *shape),
         advantages=_of(jnp.float32, *shape[:2]),
-        old_logps=logps if updates > 1 else None,
-        reference_logps=logps if has_kl(config.grpo) else None,
+        old_logps=logps if grpo.updates_per_batch > 1 else None,
+        reference_logps=logps if has_kl(grpo) else None,
         rollout_logps=logps,
     )
+
+
+def micro_batch_weights(config: ConfigDict) -> Any:
+    """The weights of its tokens."""
+    grpo = config.grpo
+    return _of(jnp.float32, grpo.micro_batch_prompts, grpo.micro_batch_samples, config.rollout.response_buckets[-1])
 
 
 def run_sampling(config: ConfigDict, model: ModelConfig) -> Sampling:

@@ -1,6 +1,13 @@
 """From a problem to what the model reads: pictures, layout, chat template, positions, and padded batches."""
 
-from perception_r1_jax.processing.batching import batch_prompts, bucket_size, own_bucket, pick_bucket, pick_buckets
+from perception_r1_jax.processing.batching import (
+    batch_prompts,
+    bucket_size,
+    narrow,
+    own_bucket,
+    pick_bucket,
+    pick_buckets,
+)
 from perception_r1_jax.processing.images import PictureError, PictureProcessor
 from perception_r1_jax.processing.layout import lay_out_patches
 from perception_r1_jax.processing.packing import Row, first_fit, pack_rows
@@ -17,6 +24,7 @@ __all__ = [
     "bucket_size",
     "first_fit",
     "lay_out_patches",
+    "narrow",
     "own_bucket",
     "pack_rows",
     "pick_bucket",

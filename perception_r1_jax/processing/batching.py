@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import zlib
 from collections.abc import Sequence
 
@@ -26,6 +27,20 @@ def batch_prompts(prompts: Sequence[Prompt], *, rows: int, length: int, windows:
     for row, prompt in enumerate(prompts):
         _fill(batch, row, prompt)
     return batch
+
+
+def narrow(batch: PromptBatch, length: int, windows: int) -> PromptBatch:
+    """The same prompts in a smaller bucket, which must hold them."""
+    return dataclasses.replace(
+        batch,
+        tokens=batch.tokens[:, :length],
+        positions=batch.positions[:, :, :length],
+        image_slots=batch.image_slots[:, :length],
+        patches=batch.patches[:, :windows],
+        patch_positions=batch.patch_positions[:, :windows],
+        patch_valid=batch.patch_valid[:, :windows],
+        image_ids=batch.image_ids[:, :windows],
+    )
 
 
 def pick_bucket(size: int, buckets: Sequence[int], name: str) -> int:

@@ -33,6 +33,7 @@ from perception_r1_jax.training.setup import Run
 from perception_r1_jax.training.stopping import Stopped, StopRequest
 from perception_r1_jax.training.timing import Clock
 from perception_r1_jax.training.train_batches import make_train_batches, take_updates
+from perception_r1_jax.training.utilisation import utilisation
 
 LINE = {
     "reward": "reward/total",
@@ -98,7 +99,9 @@ def take_steps(run: Run, stop: StopRequest) -> bool:
             run.carried = filled.carried
             rewards = reward_metrics(filled.drawn)
             rollouts = rollout_metrics(filled.drawn.rollout) | filled.metrics
-            metrics = {**rewards, **rollouts, **updated, **clock.metrics(), **run_metrics(run)}
+            times = clock.metrics()
+            updated |= utilisation(run, batches, times["time/train"])
+            metrics = {**rewards, **rollouts, **updated, **times, **run_metrics(run)}
             writer.write(step, metrics)
             append_samples(samples, step, filled.batch, advantages)
             shown = {short: metrics[name] for short, name in LINE.items()}
@@ -226,7 +229,7 @@ def run_metrics(run: Run) -> dict[str, float]:
         "memory/peak_rss_gib": peak_rss_bytes() / 2**30,
         "compilations/policy": run.engine.compilations,
         "compilations/judge": run.judge.compilations if run.judge else 0,
-        "compilations/train": run.train_step._cache_size(),
+        "compilations/train": run.train_step.compilations,
         **(run.judge.metrics() if run.judge else {}),
     }
 

@@ -18,7 +18,7 @@ from perception_r1_jax.data import load_problems
 from perception_r1_jax.data.pipeline import PromptBatches, make_pipeline
 from perception_r1_jax.evaluation.task import Evaluation, load_evaluation
 from perception_r1_jax.grpo.kl import has_kl
-from perception_r1_jax.grpo.step import TrainStep, make_log_probs_fn, make_train_step
+from perception_r1_jax.grpo.step import LogProbs, TrainStep
 from perception_r1_jax.inference import Engine
 from perception_r1_jax.inference.rollout import make_engine
 from perception_r1_jax.judge.cache import CachedJudge
@@ -178,7 +178,7 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
         checkpoints=begun.checkpoints,
         replays=rollouts_to_replay(config.rollout.replay, range(begun.step + 1, config.steps + 1)),
         evaluation=evaluation,
-        train_step=make_train_step(model, config, mesh, begun.optimizer, banned_ids=banned_ids),
+        train_step=TrainStep(model, config, mesh, begun.optimizer, banned_ids=banned_ids),
         carried=carried,
         add_log_probs=_make_log_probs(config, policy_dir, model, mesh, banned_ids),
     )
@@ -204,7 +204,7 @@ def _make_log_probs(
     old, reference = config.grpo.updates_per_batch > 1, None
     if has_kl(config.grpo):
         reference = load_params(policy_dir, model, mesh, jnp.dtype(config.model.dtype))
-    log_probs = make_log_probs_fn(model, config, mesh, banned_ids=banned_ids)
+    log_probs = LogProbs(model, config, mesh, banned_ids=banned_ids)
 
     def add(params: Params, batch: TrainBatch) -> TrainBatch:
         tokens = (batch.prompts, batch.responses, batch.mask)

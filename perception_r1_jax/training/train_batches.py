@@ -11,25 +11,17 @@ from jaxtyping import Float
 
 from perception_r1_jax.config import optimizer_steps
 from perception_r1_jax.grpo.advantages import advantages_of_groups
-from perception_r1_jax.grpo.flat_groups import flat_last
 from perception_r1_jax.grpo.kl import has_kl, kl_coefficient, response_kl
 from perception_r1_jax.inference.rollout import bucketed_batch
 from perception_r1_jax.records import FINISH_LENGTH, GroupAdvantages, Rollout, Scores, TrainBatch
-from perception_r1_jax.sharding import put_batch, replicated
 from perception_r1_jax.training.groups import Groups
 from perception_r1_jax.training.setup import Run
 
 
 def make_train_batches(run: Run, groups: Groups) -> tuple[list[TrainBatch], GroupAdvantages]:
-    """A batch on the mesh for each optimizer step, all log-probs before the first of them, and the advantages.
-
-    With `grpo.drop_flat_groups` groups change places within the batches, so that flat ones come together.
-    """
+    """A batch for each optimizer step (numpy), all log-probs before the first of them, and the advantages."""
     grpo, updates, rollout, scores = run.config.grpo, run.config.grpo.updates_per_batch, groups.rollout, groups.scores
     advantages = _advantages(run, scores, scores.total)
-    order = np.arange(len(scores.total))
-    if grpo.drop_flat_groups:
-        order = flat_last(~advantages.advantages.any(axis=1), updates, grpo.micro_batch_prompts)
     batch = TrainBatch(
         prompts=groups.prompt_batch or bucketed_batch(groups.prompts, run.processor, run.config.rollout),
         responses=rollout.tokens,
@@ -37,18 +29,14 @@ def make_train_batches(run: Run, groups: Groups) -> tuple[list[TrainBatch], Grou
         advantages=advantages.advantages,
         rollout_logps=rollout.logps,
     )
-    shares = np.split(order, updates)
-    batches = [run.add_log_probs(run.state.params, put_batch(run.mesh, _groups(batch, rows))) for rows in shares]
+    batch = run.add_log_probs(run.state.params, batch)
     if has_kl(grpo) and grpo.kl_in == "reward":
-        penalty = np.empty_like(scores.total)
-        penalty[order] = _kl_penalty(run, batches)
-        penalised = _advantages(run, scores, scores.total - penalty).advantages
+        penalised = _advantages(run, scores, scores.total - _kl_penalty(run, batch)).advantages
         advantages = dataclasses.replace(advantages, advantages=penalised)
-        batches = [
-            dataclasses.replace(batch, advantages=put_batch(run.mesh, penalised[rows]))
-            for batch, rows in zip(batches, shares)
-        ]
-    return batches, advantages
+        batch = dataclasses.replace(batch, advantages=penalised)
+    share = len(scores.total) // updates
+    shares = (slice(start, start + share) for start in range(0, len(scores.total), share))
+    return [jax.tree.map(lambda x, rows=rows: x[rows], batch) for rows in shares], advantages
 
 
 def take_updates(run: Run, batches: list[TrainBatch]) -> dict[str, float]:
@@ -81,17 +69,8 @@ def _counted(rollout: Rollout, scores: Scores, *, mask_truncated: bool) -> np.nd
     return rollout.mask & counted[:, :, None]
 
 
-def _groups(batch: TrainBatch, rows: np.ndarray) -> TrainBatch:
-    """Those of these rows; neighbours, of which most batches consist, without a copy of their pictures."""
-    neighbours = np.all(np.diff(rows) == 1)
-    index = slice(rows[0], rows[-1] + 1) if neighbours else rows
-    return jax.tree.map(lambda x: x[index], batch)
-
-
-def _kl_penalty(run: Run, batches: list[TrainBatch]) -> Float[np.ndarray, "N G"]:
-    """What the KL takes off each response's reward, in the order of the batches."""
+def _kl_penalty(run: Run, batch: TrainBatch) -> Float[np.ndarray, "N G"]:
+    """What the KL takes off each response's reward."""
     grpo, state = run.config.grpo, run.state
-    sums = jax.jit(response_kl, static_argnums=1, out_shardings=replicated(run.mesh))
     coefficient = kl_coefficient(grpo, optimizer_steps(run.config), state.step, state.kl_scale)
-    kl = jax.device_get([sums(batch, grpo.kl_estimator) for batch in batches])
-    return np.float32(coefficient) * np.concatenate(kl)
+    return np.float32(coefficient) * np.asarray(response_kl(batch, grpo.kl_estimator))

@@ -1,0 +1,102 @@
+"""Operations of a batch: by brute force over its tokens, and what padding adds."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from perception_r1_jax.grpo.micro_batches import cut_batch
+from perception_r1_jax.grpo.work import needed_work, row_work
+from perception_r1_jax.models import flops
+from perception_r1_jax.sharding import make_mesh
+from perception_r1_jax.speeds import Speed
+from perception_r1_jax.training import utilisation
+from tests import tiny
+from tests.grpo_fixtures import make_batch, make_prompts, run_config
+
+
+def test_every_token_counts_with_those_that_it_sees():
+    batch = make_batch()
+    tokens = pairs = 0
+    for length, masks in zip(batch.prompts.lengths, batch.mask):
+        tokens += length + masks.sum()
+        pairs += sum(range(length))  # of a token and one before it; half of the one with itself follows below
+        pairs += sum(length + index for mask in masks for index in range(mask.sum()))
+    pairs += tokens / 2
+    text = flops.layers_flops(tiny.CONFIG, int(tokens), float(pairs))
+    text += flops.head_flops(tiny.CONFIG, int(batch.mask.sum()))
+    assert needed_work(tiny.CONFIG, batch).text == pytest.approx(text)
+
+
+def test_pictures_count_by_patch_window_and_picture():
+    """Two pictures of two windows, and one of a single window that is half empty."""
+    prompts = tiny.prompt_batch([40, 40], [2, 1], length=40, windows=2)
+    ids, valid = prompts.image_ids.copy(), prompts.patch_valid.copy()
+    ids[0] = 0
+    valid[1, 0, 32:] = False
+    batch = make_batch()
+    batch = dataclasses.replace(batch, prompts=dataclasses.replace(prompts, image_ids=ids, patch_valid=valid))
+    batch = dataclasses.replace(batch, mask=batch.mask[:2])
+    expected = flops.patches_flops(tiny.CONFIG.vision, 128 + 32, 2 * 64**2 + 32**2, 128**2 + 32**2)
+    assert needed_work(tiny.CONFIG, batch).vision == expected
+
+
+def test_a_full_batch_needs_what_its_rows_compute_and_others_less():
+    prompts = tiny.prompt_batch([32] * 4, [1] * 4, length=32, windows=1)
+    batch = dataclasses.replace(make_batch(), prompts=prompts, mask=np.ones((4, 4, 8), bool))
+    whole = run_config(grpo__micro_batch_prompts=2)
+    rows = row_work(tiny.CONFIG, cut_batch(prompts, batch.mask, np.ones((4, 4), bool), whole))
+    assert rows == pytest.approx(needed_work(tiny.CONFIG, batch))
+    split = run_config(grpo__micro_batch_prompts=2, grpo__micro_batch_samples=2)
+    twice = row_work(tiny.CONFIG, cut_batch(prompts, batch.mask, np.ones((4, 4), bool), split))
+    assert twice.vision == 2 * rows.vision
+    assert twice.text - rows.text == pytest.approx(flops.prompt_flops(tiny.CONFIG, 32, 4))
+    short = needed_work(tiny.CONFIG, dataclasses.replace(batch, mask=np.ones((4, 4, 5), bool)))
+    assert short.text < rows.text
+
+
+def metrics_of(seconds=2.0, **fields):
+    batch, config = make_batch(), run_config(**fields)
+    micro_batches = cut_batch(batch.prompts, batch.mask, batch.mask.any(-1), config)
+    run = types.SimpleNamespace(
+        config=config,
+        engine=types.SimpleNamespace(config=tiny.CONFIG),
+        mesh=make_mesh(devices=jax.devices()[:2]),
+        train_step=types.SimpleNamespace(micro_batches=lambda _: micro_batches),
+    )
+    return utilisation.utilisation(run, [batch, batch], seconds)
+
+
+def test_a_device_that_is_not_known_has_no_utilisation(monkeypatch):
+    monkeypatch.setattr(utilisation, "SPEEDS", {})
+    found = metrics_of(grpo__kl_coefficient=0.0)
+    work = needed_work(tiny.CONFIG, make_batch())
+    assert set(found) == {f"train/tflops{suffix}" for suffix in ("", "_text", "_padded", "_text_padded")}
+    assert found["train/tflops"] == pytest.approx(3 * 2 * (work.text + work.vision) / 2.0 / 1e12)
+    assert found["train/tflops_text"] == pytest.approx(3 * 2 * work.text / 2.0 / 1e12)
+    assert found["train/tflops"] < found["train/tflops_padded"]
+
+
+def test_utilisation_is_the_share_of_all_devices(monkeypatch):
+    monkeypatch.setattr(utilisation, "SPEEDS", {jax.devices()[0].device_kind: Speed(1e12, 1.0, 1.0)})
+    found = metrics_of()
+    assert found["train/mfu_padded"] == pytest.approx(found["train/tflops_padded"] / 2)
+
+
+def test_a_frozen_tower_has_no_backward_pass_and_a_reference_one_more(monkeypatch):
+    monkeypatch.setattr(utilisation, "SPEEDS", {})
+    work = needed_work(tiny.CONFIG, make_batch())
+    found = metrics_of(model__freeze_vision=True, grpo__kl_coefficient=0.5)
+    assert found["train/tflops"] == pytest.approx(2 * (4 * work.text + 2 * work.vision) / 2.0 / 1e12)
+
+
+def test_a_prompt_that_fills_a_row_counts_nothing():
+    prompts = make_prompts()
+    assert prompts.lengths[7] == 0
+    batch = make_batch()
+    less = jax.tree.map(lambda x: x[:7], batch)
+    assert needed_work(tiny.CONFIG, less) == pytest.approx(needed_work(tiny.CONFIG, batch))
