@@ -76,3 +76,13 @@ class Peer:
         cache = self.model(**{**inputs, **before_last}, use_cache=True, logits_to_keep=1).past_key_values
         cache.batch_repeat_interleave(samples)
         return self.generate(texts, samples, new_tokens, temperature, past_key_values=cache)
+
+    @torch.inference_mode()
+    def generate_behind(
+        self, inputs: dict[str, torch.Tensor], shared: int, new_tokens: int, temperature: float = 1.0
+    ) -> np.ndarray:
+        """As `generate` with texts of one length that begin with the same `shared` tokens: these are prefilled once."""
+        before = {name: x[:1, :shared] for name, x in inputs.items()}
+        cache = self.model(**before, use_cache=True, logits_to_keep=1).past_key_values
+        cache.batch_repeat_interleave(len(inputs["input_ids"]))
+        return self.generate(inputs, 1, new_tokens, temperature, past_key_values=cache)

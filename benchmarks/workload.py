@@ -38,9 +38,13 @@ def text_prompts(processor: Processor, lengths: Sequence[int], seed: int = 0) ->
 def pack(processor: Processor, prompts: Sequence[Prompt]) -> PromptBatch:
     """All prompts in one bucket."""
     longest = max(len(prompt.tokens) for prompt in prompts)
+    return stack(processor, prompts, len(prompts), -(-longest // LENGTH_STEP) * LENGTH_STEP)
+
+
+def stack(processor: Processor, prompts: Sequence[Prompt], rows: int, length: int) -> PromptBatch:
+    """Prompts padded to so many tokens, and rows of none after them."""
     windows = max(len(prompt.vision.image_ids) for prompt in prompts)
-    length = -(-longest // LENGTH_STEP) * LENGTH_STEP
-    return batch_prompts(prompts, rows=len(prompts), length=length, windows=windows, pad_id=processor.pad_id)
+    return batch_prompts(prompts, rows=rows, length=length, windows=windows, pad_id=processor.pad_id)
 
 
 def log_normal_lengths(count: int, median: float, percentile_95: float, cap: int, seed: int = 0) -> np.ndarray:

@@ -38,18 +38,20 @@ def get_config() -> ConfigDict:
     config.model.freeze_vision = False  # the vision tower trains too: it is what should see better
 
     config.judge.path = "Qwen2.5-32B-Instruct"  # theirs: AWQ int4 of it, which loads too
+    config.judge.sees = False  # True: their multimodal reward model (figure 5), with path = Qwen2.5-VL-32B-Instruct
     config.judge.tokenizer = ""  # the judge's own
     config.judge.prompt = ""  # this project's wording; theirs is read from a JSON file that this names
     config.judge.mode = "constrained"  # theirs, under "paper", is "free": parsed, however it is formed
     config.judge.max_prompt_tokens = 8_192  # instruction, annotations and a response of up to 4,096 tokens
     config.judge.max_new_tokens = 512  # tokens; a verdict takes about 10
     config.judge.batch_size = 64  # ours: requests judged at once, of the 1,024 of a step
+    config.judge.streaming = True  # False: when the rollout's weights and cache have left the devices
     config.judge.weights_int8 = False  # True: its 66 GB of bfloat16 become 33
     config.judge.on_failure = "drop_sample"  # theirs, under "paper", is "abort": a failed request kills the step
     config.judge.max_failure_rate = 0.5  # a judge that fails on most of a step has something wrong with it
     config.judge.failure_window = 1024  # judgements: a step's
     config.judge.cache_size = 65_536  # judgements of 64 steps; at temperature 1 few come again
-    config.judge.flip_share = 0.0  # the judge's verdicts as they are
+    config.judge.flip_probability = 0.0  # the judge's verdicts as they are
     config.judge.model = ""  # this and the next three are of an endpoint; this judge is on the mesh
     config.judge.timeout_seconds = 120.0  # not used
     config.judge.retries = 3  # not used
@@ -76,6 +78,7 @@ def get_config() -> ConfigDict:
 
     config.reward.format_weight = 0.1  # times 0 or 1
     config.reward.accuracy_weight = 0.9  # times 0 or 1
+    config.reward.visual_mode = "hard"  # the paper's: a verdict counts 0 or 1, however sure the judge is
     config.reward.visual_weight = 0.7  # gamma; their ablation is flat from 0.1 to 0.9, and above 0 throughout
     config.reward.repetition_weight = 1.0  # times a penalty between -2 and 0
     config.reward.custom_weight = 1.0  # of `function`, where there is one

@@ -27,6 +27,7 @@ from perception_r1_jax.judge.template import MODES
 from perception_r1_jax.models import REMAT_POLICIES
 from perception_r1_jax.rewards.accuracy import FIDELITIES
 from perception_r1_jax.rewards.failures import POLICIES
+from perception_r1_jax.rewards.perception import VISUAL_MODES
 from perception_r1_jax.training.optimizer import OPTIMIZERS, SCHEDULES
 
 PAPER = {
@@ -45,6 +46,7 @@ CHOICES = {
     "model.remat": tuple(REMAT_POLICIES),
     "judge.mode": MODES,
     "judge.on_failure": POLICIES,
+    "reward.visual_mode": VISUAL_MODES,
     "grpo.advantages": ADVANTAGES,
     "grpo.loss": tuple(LOSSES),
     "grpo.aggregation": AGGREGATIONS,
@@ -153,21 +155,25 @@ def default_config() -> ConfigDict:
     config.model.freeze_vision = False  # True trains the decoder only
 
     config.judge = ConfigDict()  # the model behind the visual reward
-    # As model.path, a text model; or the address of an OpenAI-compatible endpoint, such as
+    # As model.path, a text model or (judge.sees) a Qwen2.5-VL; or the address of an OpenAI-compatible endpoint, such as
     # http://localhost:8000/v1 (docs/judge.md). "" runs without a judge (no visual reward).
     config.judge.path = ""
+    # True: it sees the pictures and gives a response one verdict, whether what it says of them is right; annotations
+    # play no part. False: it reads the annotations and says of each whether the response shows it.
+    config.judge.sees = False
     config.judge.tokenizer = ""  # folder of the tokenizer, where it is not the judge's own
     config.judge.prompt = ""  # JSON file of another wording (docs/judge.md); "" is the package's own
     config.judge.mode = "constrained"  # read only the digits of the known answer form; "free": generate, then parse
-    config.judge.max_prompt_tokens = 8192  # tokens: instruction, annotations and response; a longer request fails
+    config.judge.max_prompt_tokens = 8192  # tokens: instruction, annotations or pictures, response; a longer one fails
     config.judge.max_new_tokens = 512  # tokens of an answer
     config.judge.batch_size = 64  # requests judged at once, over all devices
+    config.judge.streaming = True  # judges groups as they finish; False: after the rollout (docs/judge.md)
     config.judge.weights_int8 = False  # True keeps its matrices in 8 bits: half of bfloat16 (docs/judge.md)
     config.judge.on_failure = "drop_sample"  # or drop_term_for_group, zero, abort (docs/judge.md)
     config.judge.max_failure_rate = 0.5  # share of the last judgements that may fail; above it the run ends
     config.judge.failure_window = 1024  # so many are the last judgements; until there are as many, none is too many
     config.judge.cache_size = 65_536  # judgements kept, so that the same response is judged once; 0 keeps none
-    config.judge.flip_share = 0.0  # share of verdicts turned round at random, to study a judge that errs
+    config.judge.flip_probability = 0.0  # of turning a verdict round, at random, to study a judge that errs
     # The next four are of an endpoint.
     config.judge.model = ""  # the model's name there; "" takes the only one that it has
     config.judge.timeout_seconds = 120.0  # that one attempt at a request may take
@@ -202,6 +208,9 @@ def default_config() -> ConfigDict:
     config.reward.format_weight = 0.1  # times 0 or 1
     config.reward.accuracy_weight = 0.9  # times 0 or 1
     config.reward.visual_weight = 0.7  # times a share between 0 and 1
+    # What an annotation counts in that share: "hard": the verdict, 0 or 1; "probability": the judge's probability of a
+    # 1 (only of a judge on the mesh in the mode "constrained").
+    config.reward.visual_mode = "hard"
     config.reward.repetition_weight = 1.0  # times the penalty, which is negative itself
     config.reward.custom_weight = 1.0  # times what `function` returns
     config.reward.overlong_weight = 1.0  # times a penalty between -1 and 0, for the last `overlong_tokens` of the limit
@@ -296,8 +305,11 @@ def validate(config: ConfigDict, *, paths: bool = True) -> None:
     _require(config, "rollout.stop_strings", are_stop_strings(config.rollout.stop_strings), f"give {STOP_STRINGS}")
     for field in ("rollout.weights_memory", "rollout.cache_memory"):
         _require(config, field, _get(config, field) <= 1, "it is a share of the memory, at most 1")
-    for field in ("judge.flip_share", "judge.max_failure_rate"):
+    for field in ("judge.flip_probability", "judge.max_failure_rate"):
         _require(config, field, 0 <= _get(config, field) <= 1, "it must be between 0 and 1")
+    advice = "an endpoint is asked about annotations; set judge.path to a Qwen2.5-VL model, or judge.sees to False"
+    _require(config, "judge.sees", not (config.judge.sees and is_url(config.judge.path)), advice)
+    _check_visual_mode(config)
     for field, least in {"prompt_buckets": 1, "window_buckets": 0, "response_buckets": 1}.items():
         _check_buckets(config, f"rollout.{field}", least)
     minimum, limit = config.rollout.min_new_tokens, config.rollout.response_buckets[-1]
@@ -343,6 +355,15 @@ def check_fields(config: ConfigDict, least: Mapping[str, float]) -> None:
 def _present(config: ConfigDict, table: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """The table's items for fields in sections that the config has."""
     return [(field, value) for field, value in table.items() if field.split(".")[0] in config]
+
+
+def _check_visual_mode(config: ConfigDict) -> None:
+    """Only a judge that chooses between digits here says how sure it is."""
+    if config.reward.visual_mode == "probability" and config.judge.path:
+        remote = "an endpoint gives no probabilities; set judge.path to a model, or this to 'hard'"
+        _require(config, "reward.visual_mode", not is_url(config.judge.path), remote)
+        free = f"judge.mode = {config.judge.mode!r} gives no probabilities; set it to 'constrained', or this to 'hard'"
+        _require(config, "reward.visual_mode", config.judge.mode == "constrained", free)
 
 
 def check_divides(name: str, size: int, total: int) -> None:

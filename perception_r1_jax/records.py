@@ -176,8 +176,9 @@ class Scores:
         total: float32 [N, G], weighted sum of the terms; 0 where not valid.
         terms: name -> float32 [N, G], unweighted; NaN where a term has no value for a response.
         valid: bool [N, G], false for a response that takes no part in the update.
-        judge_status: [N][G] of a judgement's status ("ok", a failure's reason, or "none" without annotations).
+        judge_status: [N][G] of a judgement's status ("ok", a failure's reason, or "none" where nothing was asked).
         verdicts: [N][G] of a judgement's verdicts, None where there is none.
+        probabilities: [N][G] of the probabilities of a 1, None where the judge did not choose between digits.
         counts: totals over the batch worth logging, by name (failures by reason, time-outs, ...).
     """
 
@@ -186,6 +187,7 @@ class Scores:
     valid: np.ndarray
     judge_status: list[list[str]]
     verdicts: list[list[tuple[float, ...] | None]]
+    probabilities: list[list[tuple[float, ...] | None]]
     counts: Mapping[str, int]
 
 

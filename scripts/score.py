@@ -40,7 +40,7 @@ from perception_r1_jax.rewards.accuracy import DEADLINE_SECONDS, FIDELITIES, Acc
 from perception_r1_jax.rewards.score import WEIGHTS, RewardSettings, score_responses, unjudged
 
 if TYPE_CHECKING:
-    from perception_r1_jax.judge.cache import AnyJudge
+    from perception_r1_jax.judge.call import AnyJudge
 
 LINES_AT_ONCE = 256
 CACHE_SIZE = 65_536

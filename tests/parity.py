@@ -75,7 +75,7 @@ def text_prompts(processor: Processor) -> list[Prompt]:
     system = {"role": "system", "content": "You judge answers."}
     users = ("Is 3 the length of side AB?", "No.")
     conversations = [[system, {"role": "user", "content": users[0]}], [{"role": "user", "content": users[1]}]]
-    return [processor.text_prompt(messages, problem_id=f"text{i}") for i, messages in enumerate(conversations)]
+    return [processor.chat_prompt(messages, problem_id=f"text{i}") for i, messages in enumerate(conversations)]
 
 
 def text_batch(processor: Processor, made: list[Prompt]) -> PromptBatch:

@@ -252,6 +252,8 @@ def _measure(step, lines, rng) -> dict:
         "time/data": 0.02,
         "time/rollout": 3.1 + rng.random(),
         "time/judge": 1.4,
+        "time/judge_hidden": 2.2,
+        "time/judge_exposed": 1.3,
         "time/score": 0.1,
         "time/train": 4.2,
         "time/step": 9.9 + rng.random() / 10,

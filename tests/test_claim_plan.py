@@ -33,7 +33,7 @@ def test_runs_differ_in_what_their_variant_says_and_in_nothing_else(tmp_path):
         "no_repetition": {"reward.repetition_weight": 0.0},
         "gamma_0.3": {"reward.visual_weight": 0.3},
         "gamma_0.7": {"reward.visual_weight": 0.7},
-        "flipped_20": {"judge.flip_share": 0.2},
+        "flipped_20": {"judge.flip_probability": 0.2},
     }
     for name, fields in said.items():
         run = runs[f"{name}-1"]
@@ -95,7 +95,7 @@ def test_a_field_that_a_record_does_not_know_yet_makes_no_other_run(tmp_path):
     (run,) = plan(tmp_path, ["visual"], [0])
     recorded(run)
     content = json.loads(run.record.read_text())
-    del content["run"]["config"]["judge"]["flip_share"]
+    del content["run"]["config"]["judge"]["flip_probability"]
     run.record.write_text(json.dumps(content))
     assert run.state() == RECORDED
 

@@ -70,9 +70,9 @@ def test_a_record_holds_what_statistics_need_and_is_small(tmp_path):
     record = recorded(run)
     (read,) = read_records(run.record.parent)
     assert read == json_like(record)
-    assert (read.variant, read.seed, read.changes) == ("flipped_20", 3, {"seed": 3, "judge.flip_share": 0.2})
+    assert (read.variant, read.seed, read.changes) == ("flipped_20", 3, {"seed": 3, "judge.flip_probability": 0.2})
     assert read.problems["count"] == len(read.before.accuracy) == 60
-    assert read.config["judge.flip_share"] == 0.2
+    assert read.config["judge.flip_probability"] == 0.2
     assert read.result["seconds"] == 503.0
     assert read.curves["reward/accuracy"] == pytest.approx(np.arange(1.5, 20, 2) / 20)
     assert run.record.stat().st_size < 20_000

@@ -14,7 +14,16 @@ import pytest
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from perception_r1_jax.config import FINITE, LEAST, POSITIVE, arithmetic, default_config, load_instruction, validate
+from perception_r1_jax.config import (
+    FINITE,
+    LEAST,
+    POSITIVE,
+    arithmetic,
+    default_config,
+    load_instruction,
+    resolve,
+    validate,
+)
 from perception_r1_jax.errors import UserError
 from perception_r1_jax.sft.config import sft_config
 from perception_r1_jax.sharding import make_mesh
@@ -168,7 +177,8 @@ def test_a_value_of_another_type_is_an_error(monkeypatch):
         ("checkpoint.keep_best", -1, "-1: it must be a number of at least 0"),
         ("model.min_pixels", 2_000_000, "2000000: it is above model.max_pixels, 1806336"),
         ("rollout.prompt_buckets", (512, 256), r"\(512, 256\): list whole numbers, rising"),
-        ("judge.flip_share", 1.2, "1.2: it must be between 0 and 1"),
+        ("judge.flip_probability", 1.2, "1.2: it must be between 0 and 1"),
+        ("reward.visual_mode", "soft", "'soft': choose one of hard, probability"),
         ("judge.max_failure_rate", -0.1, "-0.1: it must be between 0 and 1"),
         ("judge.failure_window", 0, "0: it must be a number of at least 1"),
         ("judge.cache_size", -1, "-1: it must be a number of at least 0"),
@@ -184,6 +194,29 @@ def test_an_impossible_value_is_named_with_what_to_set(config, field, value, mes
     set_field(config, field, value)
     with pytest.raises(UserError, match=rf"config\.{field} = {message}"):
         validate(config)
+
+
+@pytest.mark.parametrize(
+    ("judge", "message"),
+    [
+        ({"mode": "free"}, r"judge\.mode = 'free' gives no probabilities; set it to 'constrained', or this to 'hard'"),
+        ({"path": "http://localhost:8000/v1"}, r"an endpoint gives no probabilities; set judge\.path to a model"),
+    ],
+)
+def test_probabilities_are_asked_only_of_a_judge_that_has_them(config, judge, message):
+    config.judge.path, config.reward.visual_mode = "random", "probability"
+    validate(config)
+    config.judge.update(judge)
+    with pytest.raises(UserError, match=rf"config\.reward\.visual_mode = 'probability': {message}"):
+        validate(config)
+    config.judge.path = ""  # nobody to ask
+    validate(config)
+
+
+def test_the_authors_judge_gives_no_probabilities(config):
+    config.judge.path, config.reward.visual_mode, config.fidelity = "random", "probability", "paper"
+    with pytest.raises(UserError, match=r"config\.reward\.visual_mode = 'probability': judge\.mode = 'free'"):
+        resolve(config)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -232,6 +265,14 @@ def test_rollouts_of_several_rounds_are_neither_kept_nor_replayed(config, tmp_pa
 def test_an_absent_path_is_named(config, field):
     set_field(config, field, "no/such/place")
     with pytest.raises(FileNotFoundError, match=rf"config\.{field} = 'no/such/place' does not exist"):
+        validate(config)
+
+
+def test_a_judge_that_sees_is_no_address(config):
+    config.judge.path, config.judge.sees = "http://localhost:8000/v1", True
+    with pytest.raises(
+        UserError, match=r"config\.judge\.sees = True: an endpoint is asked about annotations; set judge"
+    ):
         validate(config)
 
 

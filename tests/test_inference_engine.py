@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import time
 
 import jax
 import jax.numpy as jnp
@@ -241,6 +242,44 @@ def test_progress_is_told_and_ends_the_generation_where_it_raises(prompts):
         engine.generate(prompts, SAMPLES, SAMPLING, KEY, on_progress=stop)
 
 
+def test_groups_are_handed_out_as_they_finish_in_an_order_that_the_data_decides(prompts, plain):
+    prompts = dataclasses.replace(prompts, lengths=prompts.lengths * (np.arange(7) != 3))  # one is only filler
+    engine, told, handed_out = make_engine(slots=4), [0], []
+
+    def take(groups):
+        handed_out.append((told[-1], groups))
+
+    for _ in range(2):
+        out = engine.generate(prompts, SAMPLES, SAMPLING, KEY, on_progress=told.append, on_groups=take)
+    half = len(handed_out) // 2
+    assert half > 2
+    order = [(finished, groups.rows) for finished, groups in handed_out]
+    assert order[:half] == order[half:]
+    assert sorted(row for _, rows in order[:half] for row in rows) == [0, 1, 2, 4, 5, 6]
+    assert order[0][0] < out.mask.any(-1).sum() == 18, "the first leave while others are drawn"
+    finished = 0
+    for told_by_then, groups in handed_out[:half]:
+        finished += SAMPLES * len(groups.rows)
+        assert finished <= told_by_then
+        np.testing.assert_array_equal(groups.tokens, out.tokens[groups.rows])
+        np.testing.assert_array_equal(groups.mask, plain.mask[groups.rows])
+
+
+def test_who_takes_a_group_may_end_the_generation_and_its_time_is_not_counted(prompts):
+    def take(groups):
+        time.sleep(0.3)
+        if len(seen := [*taken, groups]) == 2:
+            raise KeyboardInterrupt
+        taken[:] = seen
+
+    engine, taken = make_engine(slots=4), []
+    with pytest.raises(KeyboardInterrupt):
+        engine.generate(prompts, SAMPLES, SAMPLING, KEY, on_groups=take)
+    started = time.monotonic()
+    out = engine.generate(prompts, SAMPLES, SAMPLING, KEY, on_groups=lambda groups: time.sleep(0.3))
+    assert out.stats.seconds < time.monotonic() - started - 0.6
+
+
 def test_the_prompts_are_held_once_and_counted(prompts, plain):
     per_token = 2 * 2 * 2 * 8 * 4  # k and v, layers, heads, size, bytes
     assert plain.stats.prompt_bytes == 7 * 24 * per_token
@@ -250,25 +289,28 @@ def test_the_prompts_are_held_once_and_counted(prompts, plain):
 
 @pytest.mark.parametrize("fields", [{}, {"cache_int8": True}, {"devices": 2}])
 def test_a_sequence_with_broken_numbers_breaks_no_other(prompts, fields):
-    """One response says a token whose embedding is NaN, and another prompt has it: nothing else changes."""
+    """Some responses say a token whose embedding is NaN, and a prompt has it: nothing else changes."""
+    engine = make_engine(**fields, slots=6)
+    sound = engine.generate(prompts, SAMPLES, SAMPLING, KEY)
+    said = (sound.tokens == BROKEN) & sound.mask
+    assert 0 < said.any(-1).sum() < 10
+    assert not (prompts.tokens == BROKEN).any()
 
     def without_one_token(path, x):
         return x.at[BROKEN].set(jnp.nan) if path[-1].key == "embedding" else x
 
-    broken = jax.tree_util.tree_map_with_path(without_one_token, tiny.params())
-    forced = np.random.default_rng(0).integers(6, 80, (7, 30)).astype(np.int32)
-    sound = make_engine(**fields, slots=6).generate(prompts, SAMPLES, SAMPLING, KEY, forced=forced)
-    forced[2, 3] = BROKEN
     told = dataclasses.replace(prompts, tokens=prompts.tokens.copy())
     told.tokens[5, 0] = BROKEN
-    engine = make_engine(**fields, slots=6)
-    engine.load(broken)
-    out = engine.generate(told, SAMPLES, SAMPLING, KEY, forced=forced)
-    others = [0, 1, 3, 4, 6]
-    np.testing.assert_array_equal(out.logps[others], sound.logps[others])
-    np.testing.assert_array_equal(out.logps[2, :, :3], sound.logps[2, :, :3])
-    assert np.isnan(out.logps[2, :, 4:]).all()
-    assert np.isnan(out.logps[5]).all()
+    engine.load(jax.tree_util.tree_map_with_path(without_one_token, tiny.params()))
+    out = engine.generate(told, SAMPLES, SAMPLING, KEY)
+    before = np.cumsum(said, -1) - said == 0  # up to the token itself
+    before[5] = False
+    np.testing.assert_array_equal(np.where(before, out.tokens, 0), np.where(before, sound.tokens, 0))
+    np.testing.assert_allclose(np.where(before, out.logps, 0), np.where(before, sound.logps, 0), atol=2e-5)
+    for row, sample_, place in zip(*np.nonzero(said)):
+        if row != 5 and before[row, sample_, place] and place < 29:
+            assert np.isnan(out.logps[row, sample_, place + 1])
+    assert np.isnan(out.logps[5, :, 0]).all()
 
 
 def test_stats_add_up(prompts, plain):
@@ -286,13 +328,6 @@ def test_stats_add_up(prompts, plain):
 def test_wrong_limits_are_refused(prompts, limits):
     with pytest.raises(ValueError, match=r"limits must be of shape \(7, 3\) and from 1 to 30, not of shape \(7, \d\)"):
         make_engine().generate(prompts, SAMPLES, SAMPLING, KEY, limits=limits)
-
-
-def test_what_goes_with_forced_tokens_is_checked(prompts):
-    with pytest.raises(ValueError, match=r"choice_ids = \(1, 2\) go with `forced`, which is None"):
-        make_engine().generate(prompts, SAMPLES, SAMPLING, KEY, choice_ids=(1, 2))
-    with pytest.raises(ValueError, match=r"forced must be of shape \(7, 30\), not \(7, 9\)"):
-        make_engine().generate(prompts, SAMPLES, SAMPLING, KEY, forced=np.zeros((7, 9), np.int32))
 
 
 def test_without_parameters_it_says_so(prompts):

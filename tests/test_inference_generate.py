@@ -126,27 +126,6 @@ def test_filler_prompts_yield_nothing(generated):
     assert (generated.logps[2] == 0).all()
 
 
-def test_forced_tokens_are_written_and_choices_kept_to(engine, prompts):
-    forced = np.tile(np.array([5, -1, 6, -1, 7, tiny.STOP_ID, 0, 0], np.int32), (4, 1))
-    out = engine.generate(
-        prompts, 2, dataclasses.replace(SAMPLING, temperature=0.0), KEY, forced=forced, choice_ids=(10, 11)
-    )
-    real = out.tokens[[0, 1, 3]]
-    assert (real[:, :, [0, 2, 4, 5]] == [5, 6, 7, tiny.STOP_ID]).all()
-    assert np.isin(real[:, :, [1, 3]], [10, 11]).all()
-    assert out.stopped.all()
-    assert (out.mask[[0, 1, 3]].sum(-1) == 6).all()
-
-
-def test_a_forced_token_has_the_log_prob_of_one_drawn(engine):
-    prompts = tiny.prompt_batch([6, 3], [0, 0], length=8, windows=0)
-    cool = dataclasses.replace(SAMPLING, temperature=0.5)
-    drawn = engine.generate(prompts, 1, cool, KEY)
-    again = engine.generate(prompts, 1, cool, jax.random.key(6), forced=drawn.tokens[:, 0])
-    np.testing.assert_array_equal(again.tokens, drawn.tokens)
-    np.testing.assert_allclose(again.logps, drawn.logps, atol=1e-6)
-
-
 def test_nothing_is_compiled_after_the_first_batch_of_a_bucket():
     engine = Engine(tiny.CONFIG, tiny.params(), make_mesh(devices=jax.devices()[:1]))
     engine.generate(tiny.prompt_batch([20, 5, 9, 24], [1, 0, 0, 1]), 3, SAMPLING, KEY)

@@ -8,6 +8,7 @@ import pytest
 
 from perception_r1_jax.config import default_config
 from perception_r1_jax.inference import Engine, Generated
+from perception_r1_jax.inference.generation import FinishedGroups
 from perception_r1_jax.inference.rollout import bucketed_batch, make_sampling, roll_out, rollout_metrics
 from perception_r1_jax.inference.stats import GenerationStats
 from perception_r1_jax.models import init_params, load_config
@@ -55,7 +56,7 @@ class ScriptedEngine(Engine):
     def __init__(self, answers):
         self.answers = answers
 
-    def generate(self, prompts, samples, sampling, key, *, decode, on_progress) -> Generated:
+    def generate(self, prompts, samples, sampling, key, *, decode, on_progress, on_groups) -> Generated:
         self.asked = (prompts, samples, sampling, key)
         on_progress(0)
         shape = (len(self.answers), samples, sampling.max_new_tokens)
@@ -64,6 +65,8 @@ class ScriptedEngine(Engine):
             for sample, answer in enumerate(group):
                 tokens[row, sample, : len(answer)], mask[row, sample, : len(answer)] = answer, True
         stopped = np.array([[answer[-1] in sampling.stop_ids for answer in group] for group in self.answers])
+        for rows in ([1], [0]):
+            on_groups(FinishedGroups(rows, tokens[rows], mask[rows]))
         return Generated(tokens, mask, np.where(mask, -0.5, 0).astype(np.float32), stopped, STATS)
 
 

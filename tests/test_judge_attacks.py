@@ -55,7 +55,7 @@ def test_the_control_tokens_of_a_prompt_are_the_template_s_own(processor, attack
         prompt = load_prompt()
         messages = (prompt.raw_messages if raw else prompt.messages)(JudgeRequest(FACTS, response))
         added = set(processor.tokenizer.added_tokens_encoder.values())
-        return [token for token in processor.text_prompt(messages).tokens.tolist() if token in added]
+        return [token for token in processor.chat_prompt(messages).tokens.tolist() if token in added]
 
     assert control(attack) == control("AB is 5.")
     assert len(control(attack)) > 3

@@ -8,24 +8,25 @@ import random
 import pytest
 
 from perception_r1_jax.judge.cache import CachedJudge
+from perception_r1_jax.judge.call import AnyJudge, JudgeCall
 from perception_r1_jax.judge.prompts import JudgePrompt, JudgeRequest
 from perception_r1_jax.judge.verdicts import Judgement
 
 
-class CountingJudge:
-    """Says 1 where the response has an "a"; fails on responses of `failing`. Keeps what it was asked."""
+class CountingJudge(AnyJudge):
+    """Says 1 where the response has an "a"; fails on responses of `failing`. Keeps what it was asked in each call."""
 
     prompt, parameters, compilations = JudgePrompt("", "{annotations}{response}"), 7, 3
 
     def __init__(self, failing=()):
         self.failing, self.calls = set(failing), []
 
-    def judge(self, requests):
-        self.calls.append([request.response for request in requests])
-        return [self._judge(request) for request in requests]
+    def begin(self, judging=None, check=None):
+        self.calls.append([])
+        return CountingCall(self)
 
-    def _judge(self, request):
-        count = len(request.annotations)
+    def judge_one(self, request):
+        count = request.expected
         if count == 0:
             return Judgement(None, 0, 0, "none")
         if request.response in self.failing:
@@ -34,6 +35,23 @@ class CountingJudge:
 
     def metrics(self):
         return {"judge/retry_rate": 0.5}
+
+
+class CountingCall(JudgeCall):
+    """Knows at its end alone what was asked."""
+
+    def __init__(self, judge):
+        self.judge, self.requests, self.left = judge, [], False
+
+    def __exit__(self, *_):
+        self.left = True
+
+    def add(self, requests):
+        self.judge.calls[-1] += [request.response for request in requests]
+        self.requests += requests
+
+    def finish(self):
+        return [self.judge.judge_one(request) for request in self.requests]
 
 
 def requests(responses: str, annotations: tuple[str, ...] = ("fact",)) -> list[JudgeRequest]:
@@ -48,6 +66,22 @@ def test_a_pair_is_asked_about_once_within_a_call_and_from_call_to_call():
     assert [judgement.verdicts for judgement in judge.judge(requests("cab"))] == [(0,), (1,), (0,)]
     assert judge.metrics()["judge/cache_hit_rate"] == pytest.approx(2 / 3)
     assert inner.calls == [["a", "b"], ["c"]]
+
+
+def test_requests_may_come_in_parts():
+    inner = CountingJudge()
+    judge = CachedJudge(inner, 10)
+    judge.judge(requests("a"))
+    with judge.begin() as call:
+        for responses in ("bac", "", "bda"):
+            call.add(requests(responses))
+        assert inner.calls[-1] == ["b", "c", "d"], "as they come, each once"
+        assert judge.kept == 1
+        assert [judgement.verdicts for judgement in call.finish()] == [(0,), (1,), (0,), (0,), (0,), (1,)]
+        assert not call._call.left
+    assert call._call.left
+    assert judge.kept == 4
+    assert judge.metrics()["judge/cache_hit_rate"] == 0.5
 
 
 def test_pairs_differ_in_either_part():

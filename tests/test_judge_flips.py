@@ -38,6 +38,17 @@ def test_none_and_all(share, values):
     assert flip_verdicts(rows, ["a"], share, seed=3, step=7)[0][0].verdicts == values
 
 
+def test_a_probability_turns_with_its_verdict():
+    rows = [[Judgement((1.0, 0.0, 1.0), 3, 3, "ok", (0.875, 0.25, 0.625)) for _ in range(8)]]
+    before, after = (
+        np.array([(item.verdicts, item.probabilities) for item in row])
+        for row in (rows[0], flip_verdicts(rows, ["a"], 0.5, seed=3, step=7)[0])
+    )
+    turned = before[:, 0] != after[:, 0]
+    assert 3 < turned.sum() < 21
+    np.testing.assert_array_equal(after[:, 1], np.where(turned, 1 - before[:, 1], before[:, 1]))
+
+
 def test_which_ones_turn_is_fixed_and_does_not_depend_on_the_batch_or_what_is_said():
     whole = turned(ROWS)
     np.testing.assert_array_equal(whole, turned(ROWS))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import email.utils
 import json
+import threading
 import time
 
 import pytest
@@ -52,6 +54,48 @@ def test_judgements_come_in_the_order_of_the_requests():
     body = server.calls[0].body
     assert (body["model"], body["temperature"], body["max_tokens"]) == ("scripted", 0, 512)
     assert [message["role"] for message in body["messages"]] == ["system", "user"]
+
+
+def test_requests_go_out_as_they_come_and_their_caller_does_not_wait():
+    both = threading.Event()
+
+    def script(call: Call) -> None:
+        assert both.wait(30)
+        call.judge()
+
+    under_way = []
+
+    @contextlib.contextmanager
+    def judging():
+        under_way.append(threading.current_thread().name)
+        yield
+        under_way.append("over")
+
+    with ScriptedServer(script) as server, connect_judge(server.address, retries=0).begin(judging) as call:
+        for name in "ab":
+            call.add([request(name, 1)])
+        while len(server.calls) < 2:
+            time.sleep(0.01)
+        assert under_way == ["judge", "judge"]
+        both.set()
+        call.add([request("c", 2)])
+        assert [judgement.verdicts for judgement in call.finish()] == [(0, 1, 0), (0, 1, 0), (0, 0, 1)]
+        assert under_way.count("over") == 3
+
+
+def test_who_waits_may_give_up_at_once():
+    def check():
+        if len(server.calls) == 3:
+            raise TimeoutError("enough")
+
+    with ScriptedServer(lambda call: call.hang(60)) as server:
+        judge, started = connect_judge(server.address), time.monotonic()
+        with judge.begin(check=check) as call:
+            call.add([request(name) for name in "abc"])
+            with pytest.raises(TimeoutError, match="enough"):
+                call.finish()
+    assert time.monotonic() - started < 20
+    assert "judge" not in [thread.name for thread in threading.enumerate()]
 
 
 BIG = b'{"choices": [{"message": {"content": "' + b"1" * 10_000_000 + b'"}}]}'

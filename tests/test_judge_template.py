@@ -30,11 +30,23 @@ def test_answer_text_is_what_the_parser_reads():
 @pytest.mark.parametrize("count", [1, 3, 12])
 def test_filled_template_is_the_answer_as_it_would_be_written_freely(tokenizer, count):
     verdicts = [(5 * k) % 3 % 2 for k in range(count)]
-    tokens, choice_ids = answer_template(tokenizer, count)
+    template = answer_template(tokenizer, count)
+    tokens, choice_ids = template
     assert (tokens == -1).sum() == count
-    filled = tokens.copy()
-    filled[tokens == -1] = np.array(choice_ids)[verdicts]
-    assert filled.tolist() == tokenizer.encode(answer_text(verdicts), add_special_tokens=False)
+    written = tokenizer.encode(answer_text(verdicts), add_special_tokens=False)
+    assert template.fill(np.array(verdicts)).tolist() == written
+    parts = [template.opening, *template.between]
+    put_together = [token for part, verdict in zip(parts, verdicts) for token in (*part, choice_ids[verdict])]
+    assert put_together == written[: len(put_together)]
+    assert tokenizer.decode(written[len(put_together) :]) == f"</info{count}>"
+
+
+@pytest.mark.parametrize("count", [1, 3, 9, 12])
+def test_a_longer_answer_begins_as_a_shorter_one(tokenizer, count):
+    """So the text between the digits of one template serves all answers with fewer."""
+    shorter, longer = answer_template(tokenizer, count), answer_template(tokenizer, 16)
+    np.testing.assert_array_equal(shorter.opening, longer.opening)
+    assert shorter.between == longer.between[: count - 1]
 
 
 def merging_tokenizer(text: str, add_special_tokens: bool) -> list[int]:

@@ -58,7 +58,7 @@ def programs():
 
     def draw(params, prompts, pages, slots, tables, key):
         drawn = Sampling(9, stop_ids=(tiny.STOP_ID,), pad_id=tiny.PAD_ID)
-        arguments = {"dtype": jnp.float32, "length": SPAN, "sampling": drawn, "choice_ids": ()}
+        arguments = {"dtype": jnp.float32, "length": SPAN, "sampling": drawn}
         return decode_stretch(CONFIG, params, prompts, pages, slots, tables, key, **arguments)
 
     with jax.set_mesh(mesh):
@@ -72,7 +72,7 @@ def programs():
         decoding = jax.jit(step).lower(*arguments, put_batch(mesh, tables())).compile()
         written = decoding(*arguments, put_batch(mesh, tables()))[1]
         numbers = np.ones((SHARDS, SLOTS), np.int32)
-        slots = Slots(*[numbers] * 4, numbers.astype(np.uint32), numbers, numbers, None, None)
+        slots = Slots(*[numbers] * 4, numbers.astype(np.uint32), numbers, numbers, None)
         key = jax.device_put(jax.random.key(0), replicated(mesh))
         placed = put_batch(mesh, (slots, tables()))
         drawing = jax.jit(draw).lower(params, pool, pages, *placed, key).compile()

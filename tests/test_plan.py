@@ -110,7 +110,7 @@ def test_the_share_of_the_cache_that_is_advised_makes_room(monkeypatch):
 
 def test_programs_are_chosen_by_name(monkeypatch):
     on_devices(monkeypatch)
-    assert [program.name for program in plan("judge/move").programs] == ["judge/move prompts", "judge/move pages"]
+    assert [program.name for program in plan("judge/choose").programs] == ["judge/choose 1", "judge/choose 2"]
     with pytest.raises(UserError, match="no program's name begins with 'nothing'"):
         plan("nothing")
 

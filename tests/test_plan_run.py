@@ -15,12 +15,14 @@ from perception_r1_jax.config import default_config, resolve
 from perception_r1_jax.errors import UserError
 from perception_r1_jax.grpo.micro_batches import cut_batch
 from perception_r1_jax.inference import Engine, Sampling
-from perception_r1_jax.models import abstract_params, count_params, flops, load_config
+from perception_r1_jax.inference.choices import Between
+from perception_r1_jax.models import abstract_params, count_params, flops, load_config, token_bytes
 from perception_r1_jax.models.published import PUBLISHED
 from perception_r1_jax.plan import shapes
+from perception_r1_jax.plan.choosing import ChoiceCalls, choosing_programs
 from perception_r1_jax.plan.models import model_shapes
 from perception_r1_jax.plan.programs import CACHE, JUDGE, OPTIMIZER, PARAMETERS, bytes_by_kind, device_bytes
-from perception_r1_jax.plan.run import plan_run, run_programs, stored_params
+from perception_r1_jax.plan.run import held_while_drawing, plan_run, run_programs, stored_params
 from perception_r1_jax.plan.serving import Calls, serving_programs
 from perception_r1_jax.plan.topologies import Target
 from perception_r1_jax.records import Rollout, Scores
@@ -30,7 +32,8 @@ from perception_r1_jax.training.train_batches import make_train_batches
 from tests import tiny
 
 SAMPLING = Sampling(max_new_tokens=40, stop_ids=(tiny.STOP_ID,), pad_id=tiny.PAD_ID)
-PROGRAMS = ("embed", "prefill", "decode", "move")
+PROGRAMS = ("embed", "prefill", "decode", "move", "prefix", "choose")
+MEMORY = {"memory": 4 * count_params(tiny.CONFIG), "weights_memory": 0.6, "cache_memory": 10.0}
 
 
 class Recorder:
@@ -64,17 +67,15 @@ def recorded(engine: Engine) -> list:
     return kept
 
 
-@pytest.mark.parametrize("forced", [False, True])
-def test_an_engine_is_planned_with_what_it_is_called_with(forced):
+@pytest.mark.parametrize("prefix", [0, 9])
+def test_an_engine_is_planned_with_what_it_is_called_with(prefix):
     mesh = make_mesh(tensor=2)
     prompts = tiny.prompt_batch([20, 24, 18, 24] * 2, [1, 1, 0, 1] * 2)
-    choices = (3, 4) if forced else ()
-    memory = {"memory": 4 * count_params(tiny.CONFIG), "weights_memory": 0.6, "cache_memory": 10.0}
-    ran = Engine(tiny.CONFIG, tiny.params(), mesh, slots=2, **memory)
+    ran = Engine(tiny.CONFIG, tiny.params(), mesh, slots=2, **MEMORY)
     run = recorded(ran)
-    answers = np.full((8, SAMPLING.max_new_tokens), 5, np.int32) if forced else None
-    ran.generate(prompts, 2, SAMPLING, jax.random.key(0), forced=answers, choice_ids=choices)
-    planned = Engine(tiny.CONFIG, None, mesh, slots=2, **memory)
+    shared = ran.prefix(np.arange(prefix)) if prefix else None
+    ran.generate(prompts, 2, SAMPLING, jax.random.key(0), prefix=shared)
+    planned = Engine(tiny.CONFIG, None, mesh, slots=2, **MEMORY)
     plan = recorded(planned)
     calls = Calls(
         name="rollout",
@@ -84,9 +85,9 @@ def test_an_engine_is_planned_with_what_it_is_called_with(forced):
         prompts=jax.eval_shape(lambda: jax.tree.map(jnp.asarray, prompts)),
         samples=2,
         sampling=SAMPLING,
-        choice_ids=choices,
         beside={},
         beside_load={},
+        prefix_tokens=prefix,
     )
     for program in serving_programs(calls):
         with jax.set_mesh(program.mesh):
@@ -94,6 +95,30 @@ def test_an_engine_is_planned_with_what_it_is_called_with(forced):
     assert ran.mesh.shape["tensor"] == 2
     assert len(plan) == len(set(plan)) >= 5
     assert set(plan) == set(run)
+
+
+@pytest.mark.parametrize("prefix", [0, 9])
+def test_choices_are_planned_with_what_they_are_called_with(prefix):
+    mesh = make_mesh(tensor=2)
+    prompts = tiny.prompt_batch([20, 24, 18, 24] * 8, [1, 1, 0, 1] * 8)
+    ran = Engine(tiny.CONFIG, tiny.params(), mesh, **MEMORY)
+    run = recorded(ran)
+    shared = ran.prefix(np.arange(prefix)) if prefix else None
+    texts = [[5, 6], [7]]
+    ran.choose(prompts, texts, np.full(32, 3), (3, 4), prefix=shared)
+    planned = Engine(tiny.CONFIG, None, mesh, **MEMORY)
+    plan = recorded(planned)
+    shapes_of = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, (prompts, Between.of(texts))))
+    programs = [*choosing_programs(ChoiceCalls("judge", planned, JUDGE, *shapes_of, (3, 4), prefix, beside={}))]
+    for program in programs:
+        with jax.set_mesh(program.mesh):
+            program.lower()
+    assert len(plan) == len(set(plan)) == 4 + bool(prefix)
+    assert set(plan) == set(run)
+    names = ["prefix"] * bool(prefix) + ["embed 1", "choose 1", "embed 8", "choose 8"]
+    assert [program.name.split("/")[1].replace("vision", "embed") for program in programs] == names
+    held = bytes_by_kind(programs[-1].held)[CACHE]
+    assert held == prefix * token_bytes(tiny.CONFIG, np.float32) // 2  # once on a device, of one of its two key heads
 
 
 def shape_of(tree):
@@ -108,7 +133,7 @@ def test_a_micro_batch_has_the_shapes_that_the_loop_makes(updates):
     shape = (4, 2, 16)
     rollout = Rollout(np.zeros(shape, np.int32), np.ones(shape, bool), np.zeros(shape, np.float32), [], [])
     total, valid = np.zeros(shape[:2], np.float32), np.ones(shape[:2], bool)
-    scores = Scores(total, {}, valid, [], [], {})
+    scores = Scores(total, {}, valid, [], [], [], {})
 
     def add_log_probs(_, batch):
         return dataclasses.replace(batch, old_logps=batch.rollout_logps if updates > 1 else None)
@@ -181,25 +206,77 @@ def test_what_lies_beside_a_program_is_counted_with_it():
     assert decoding[PARAMETERS] == master + reference + served
     assert (decoding[OPTIMIZER], decoding[JUDGE]) == (moments, judge)
     assert decoding[CACHE] == given["rollout/decode 2"][CACHE] > 0
-    assert held["judge/decode 2"][PARAMETERS] == master + reference, "the policy's serving copy is gone by then"
+    assert held["judge/choose 1"][PARAMETERS] == master + reference + served, "it judges while responses are drawn"
+    assert held["judge/choose 1"][CACHE] == given["judge/choose 1"][CACHE] + decoding[CACHE]
     assert held["rollout/load"][PARAMETERS] == master + reference + served
     assert "judge/load" not in held, "a judge is read one parameter after another"
+
+
+def test_a_judge_that_waits_for_the_rollout_has_its_room():
+    def held(streaming):
+        programs, _ = run_programs(plan_of(judge__streaming=streaming))
+        return next(bytes_by_kind(program.held) for program in programs if program.name == "judge/choose 1")
+
+    run, together, apart = plan_of(), held(True), held(False)
+    rollout = bytes_by_kind(held_while_drawing(run))
+    assert rollout[PARAMETERS] == 4 * count_params(run.policy)
+    assert rollout[CACHE] > 0
+    assert {kind: together[kind] - apart[kind] for kind in together} == rollout
 
 
 def test_programs_are_given_what_they_read():
     """The compiled program's arguments are at least what the plan says it is given: nothing of that is left out."""
     programs, _ = run_programs(plan_of())
     for program in programs:
-        if program.name.split("/")[1].split()[0] in ("embed", "prefill", "decode", "move"):
+        if program.name.split("/")[1].split()[0] in PROGRAMS:
             with jax.set_mesh(program.mesh):
                 stats = program.lower().compile().memory_analysis()
             given = sum(bytes_by_kind(program.given).values())
             assert given <= stats.argument_size_in_bytes <= given + 2**20, program.name
 
 
+def test_a_judge_is_planned_behind_its_instruction():
+    fields = {"judge__max_prompt_tokens": 4096, "judge__weights_int8": True}
+    run = plan_of(**fields)
+    programs, problems = run_programs(run)
+    assert problems == []
+    judging = {program.name: program for program in programs if program.name.startswith("judge/")}
+    assert list(judging) == ["judge/prefix", "judge/embed 1", "judge/choose 1", "judge/embed 2", "judge/choose 2"]
+    tokens = shapes.judge_prefix_tokens(run.config)
+    prefix = tokens * token_bytes(run.judge, np.float32)
+    assert 600 < tokens < 1000
+    assert bytes_by_kind(judging["judge/choose 2"].given)[CACHE] == prefix
+    train = next(program for program in programs if program.name == "train/update")
+    assert bytes_by_kind(train.held)[JUDGE] == device_bytes(judging["judge/choose 2"].held[JUDGE]) + prefix
+    free, _ = run_programs(plan_of(**fields, judge__mode="free"))
+    names = [program.name for program in free if program.name.startswith("judge/")]
+    assert names[0] == "judge/prefix"
+    assert {name.split("/")[1].split()[0] for name in names} == {"prefix", "embed", "prefill", "decode", "move"}
+
+
 def test_a_run_without_judge_or_reference_has_no_programs_of_theirs():
     programs, _ = run_programs(plan_of(judge__path=""))
     assert {program.name.split("/")[0] for program in programs} == {"rollout", "train"}
+
+
+def test_a_judge_that_sees_is_planned_with_its_vision_tower():
+    run = plan_of(judge__sees=True)
+    programs, problems = run_programs(run)
+    by_name = {program.name: program for program in programs}
+    assert problems == []
+    assert run.judge.vision is not None
+    assert bytes_by_kind(by_name["train/update"].held)[JUDGE] == 4 * count_params(run.judge)
+    vision = by_name["judge/vision 2"]
+    tower = 4 * count_params(run.judge) - 4 * count_params(dataclasses.replace(run.judge, vision=None))
+    assert bytes_by_kind(vision.given)[JUDGE] >= tower > 0
+    assert vision.useful_flops == flops.vision_flops(run.judge.vision, 4, 8), "3 windows in a bucket of 4, 8 requests"
+
+
+def test_a_judge_that_is_to_see_and_cannot_is_an_error():
+    with pytest.raises(
+        UserError, match=r"config.judge.path = 'Qwen2.5-7B-Instruct' is a qwen2 model, which reads texts"
+    ):
+        plan_of(judge__sees=True, judge__path="Qwen2.5-7B-Instruct")
 
 
 def test_an_evaluation_is_planned_where_there_is_one():

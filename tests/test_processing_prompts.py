@@ -173,7 +173,7 @@ def test_control_tokens_in_a_question_or_an_answer_stay_text(vl):
     added = set(vl.tokenizer.added_tokens_encoder.values())
     assert [t for t in prompt.tokens.tolist() if t in added] == [t for t in plain.tokens.tolist() if t in added]
     assert vl.decode(prompt.tokens).count(attack) == 2
-    judged = vl.text_prompt([{"role": "system", "content": "Judge."}, {"role": "user", "content": attack}])
+    judged = vl.chat_prompt([{"role": "system", "content": "Judge."}, {"role": "user", "content": attack}])
     assert attack in vl.decode(judged.tokens)
     assert (judged.image_slots == -1).all()
 

@@ -215,7 +215,7 @@ def test_a_run_with_less(copy, section, values, said):
 
 def test_fields_that_a_run_does_not_have(copy):
     config = json.loads((copy / "run.json").read_text())["config"]
-    del config["evaluation"]["checker"], config["judge"]["flip_share"]
+    del config["evaluation"]["checker"], config["judge"]["flip_probability"]
     write_json(copy / "run.json", {"config": config})
     write_lines(copy / "metrics.jsonl", [{"step": step, "reward/total": 0.5} for step in (1, 2)])
     line = {"step": 1, "problem_id": "train/0", "sample": 0, "response": "so"}
@@ -238,6 +238,20 @@ def test_verdicts_that_are_not_as_many_as_the_annotations(copy):
     assert "✓ yes" in text
     assert "not read" in text
     assert "1 response, other annotations than the problem's" in text
+
+
+def test_the_verdict_of_a_judge_that_sees_is_on_no_annotation(copy):
+    record = json.loads((copy / "run.json").read_text())
+    record["config"]["judge"]["sees"] = True
+    write_json(copy / "run.json", record)
+    lines = [line | {"verdicts": line["verdicts"] and [1.0]} for line in read_lines(copy / "samples.jsonl")]
+    write_lines(copy / "samples.jsonl", lines)
+    text = text_of(make_report(copy))
+    assert "The judge looked at the pictures and gave each response one verdict" in text
+    assert "other annotations than" not in text
+    samples = text[text.index("Training samples") :]
+    assert "✓ yes" in samples
+    assert "not read" not in samples
 
 
 def test_a_cut_line_is_left_out_and_told(copy):

@@ -97,7 +97,14 @@ def test_config_changes(tmp_path):
 
 def test_stages_sum_to_the_whole(tmp_path):
     write_json(tmp_path / "result.json", {"seconds": 30.0, "evaluation_before": {"seconds": 4.0}})
-    lines = [{"step": s, "time/data": 1.0, "time/train": 8.0, "time/step": 10.0, "rollout/tokens": 7} for s in (1, 2)]
+    times = {
+        "time/data": 1.0,
+        "time/judge_hidden": 5.0,
+        "time/judge_exposed": 0.5,
+        "time/train": 8.0,
+        "time/step": 10.0,
+    }
+    lines = [{"step": s, **times, "rollout/tokens": 7} for s in (1, 2)]
     facts = collect_facts(workdir_of(tmp_path, rollout={"prompts_per_step": 3, "samples_per_prompt": 4}), lines)
     assert {stage.name: stage.seconds for stage in facts.stages} == {
         "data": 2.0,
@@ -107,4 +114,5 @@ def test_stages_sum_to_the_whole(tmp_path):
         "preparation": 6.0,
     }
     assert sum(stage.share for stage in facts.stages) == pytest.approx(1)
+    assert facts.judging == {"judging, hidden": 10.0, "judging, exposed": 1.0}
     assert (facts.steps, facts.responses, facts.tokens, facts.peak_bytes) == (2, 24, 14, None)

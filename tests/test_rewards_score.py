@@ -62,6 +62,18 @@ def test_a_failed_judgement(pool, caplog, policy, total, valid):
     assert "judge reward: 1 missing, of the problems with facts" in caplog.text
 
 
+def test_the_visual_term_may_be_how_sure_the_judge_is(pool):
+    sure, unsure = (Judgement((1.0, 0.0), 2, 2, "ok", values) for values in ((1.0, 0.25), (0.75, 0.5)))
+    judgements = [[sure, unsure], [NONE, FAILED]]
+    config = default_config()
+    config.reward.visual_mode = "probability"
+    scores = score_responses(PROBLEMS, TEXTS, judgements, pool, RewardSettings.from_config(config))
+    np.testing.assert_array_equal(scores.terms["visual"], [[0.625, 0.625], [np.nan, np.nan]])
+    assert scores.probabilities == [[(1.0, 0.25), (0.75, 0.5)], [None, None]]
+    hard = score_responses(PROBLEMS, TEXTS, judgements, pool, RewardSettings())
+    np.testing.assert_array_equal(hard.terms["visual"], [[0.5, 0.5], [np.nan, np.nan]])
+
+
 def test_abort(pool):
     settings = RewardSettings(on_judge_failure="abort")
     with pytest.raises(RewardFailed, match="with facts"):

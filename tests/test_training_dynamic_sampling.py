@@ -29,7 +29,7 @@ def make_groups(names: str, length: int = 4) -> Groups:
         ),
         Scores(
             total, {"accuracy": total - np.float32(0.5)}, np.ones(total.shape, bool), [["ok", "none"]] * len(names),
-            [[(1.0, 0.0), None]] * len(names), {"accuracy/ok": 2 * len(names)},
+            [[(1.0, 0.0), None]] * len(names), [[(0.75, 0.125), None]] * len(names), {"accuracy/ok": 2 * len(names)},
         ),
         prompt_batch="drawn together",
     )  # fmt: skip

@@ -123,7 +123,7 @@ def test_a_random_model_keeps_the_tokenizer_it_was_made_with(finished, tmp_path)
 
 
 def test_verdicts_are_flipped_before_the_reward_sees_them(finished, tmp_path):
-    train(small_config(**{"steps": 1, "judge.flip_share": 1.0}), tmp_path)
+    train(small_config(**{"steps": 1, "judge.flip_probability": 1.0}), tmp_path)
     flipped, said = lines(tmp_path / "samples.jsonl"), lines(finished / "samples.jsonl")[:4]
     assert [line["response"] for line in flipped] == [line["response"] for line in said]
     for ours, theirs in zip(flipped, said):

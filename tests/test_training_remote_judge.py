@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import threading
 import zlib
 from collections import Counter
 
@@ -145,6 +146,7 @@ def test_a_judge_that_fails_too_often_ends_the_run_and_says_why(tmp_path):
     ):
         train(config_for(server, **{"judge.failure_window": 16}), tmp_path)
     assert read_lines(tmp_path / "metrics.jsonl") == []
+    assert not any(thread.name.startswith(("judge", "cheap")) for thread in threading.enumerate())
 
 
 def test_a_dead_address_stops_the_run_before_it_begins(tmp_path):

@@ -32,6 +32,7 @@ SCORES = Scores(
     valid=np.array([[True, False], [True, True]]),
     judge_status=[["none", "none"], ["ok", "missing"]],
     verdicts=[[None, None], [(1.0,), None]],
+    probabilities=[[None, None], [(0.87654321,), None]],
     counts={},
 )
 GROUPS = Groups([types.SimpleNamespace(problem=problem) for problem in PROBLEMS], ROLLOUT, SCORES)
@@ -65,6 +66,7 @@ def test_fields(lines):
         "repetition": -0.25,
         "visual": 1.0,
         "verdicts": [1.0],
+        "probabilities": [0.876543],
         "judge_status": "ok",
         "total": 0.3,
         "advantage": 0.333333,

@@ -39,7 +39,7 @@ def case():
     rollout = Rollout(
         batch.responses, batch.mask, batch.responses.astype(np.float32), [["stop"] * 3 + ["length"]] * 8, []
     )
-    return Groups([None] * 8, rollout, Scores(np.where(valid, total, 0), {}, valid, [], [], {}), make_prompts())
+    return Groups([None] * 8, rollout, Scores(np.where(valid, total, 0), {}, valid, [], [], [], {}), make_prompts())
 
 
 def test_one_update_takes_the_batch_as_it_is():

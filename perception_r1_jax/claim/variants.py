@@ -31,7 +31,7 @@ VARIANTS = {
     "no_repetition": Variant("no repetition penalty", {"reward.repetition_weight": 0.0}),
     "gamma_0.3": Variant("weight 0.3 on the visual reward", {"reward.visual_weight": 0.3}),
     "gamma_0.7": Variant("weight 0.7 on the visual reward", {"reward.visual_weight": 0.7}),
-    "flipped_20": Variant("20% of the judge's verdicts turned round at random", {"judge.flip_share": 0.2}),
+    "flipped_20": Variant("20% of the judge's verdicts turned round at random", {"judge.flip_probability": 0.2}),
 }
 
 

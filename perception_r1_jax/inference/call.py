@@ -12,12 +12,13 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
-from perception_r1_jax.inference.generation import Generation, Moves, PrefillBatch
+from perception_r1_jax.inference.choices import choose_tokens
+from perception_r1_jax.inference.generation import FinishedGroups, Generation, Moves, PrefillBatch
 from perception_r1_jax.inference.pools import Pools
 from perception_r1_jax.inference.programs import decode_stretch, prefill_prompts
 from perception_r1_jax.inference.sampling import Sampling
 from perception_r1_jax.inference.stats import GenerationStats
-from perception_r1_jax.models import KeyValues, ModelConfig, Params, embed_prompts
+from perception_r1_jax.models import KeyValues, ModelConfig, Params, Prefix, embed_prompts, prefill_prefix
 from perception_r1_jax.records import PromptBatch
 from perception_r1_jax.sharding import put_batch, replicated
 
@@ -26,24 +27,26 @@ class Programs:
     """The compiled programs of one model, for all shapes that have come so far."""
 
     def __init__(self, config: ModelConfig, dtype: np.dtype, cache_dtype: np.dtype):
-        drawing = ("sampling", "choice_ids")
         self.embed = jax.jit(functools.partial(embed_prompts, config))
         self.prefill = jax.jit(
-            functools.partial(prefill_prompts, config), static_argnames=("samples", *drawing), donate_argnames="cache"
+            functools.partial(prefill_prompts, config), static_argnames=("samples", "sampling"), donate_argnames="cache"
         )
         self.decode = jax.jit(
             functools.partial(decode_stretch, config, dtype=dtype),
-            static_argnames=("length", *drawing),
+            static_argnames=("length", "sampling"),
             donate_argnames="pages",
         )
         self.move = jax.jit(functools.partial(KeyValues.move), donate_argnums=0)  # a function of its own, to count
         self.empty = jax.jit(functools.partial(KeyValues.empty, config, dtype=cache_dtype), static_argnums=(0, 1, 2))
+        self.prefix = jax.jit(functools.partial(prefill_prefix, config, dtype=cache_dtype))
+        self.choose = jax.jit(functools.partial(choose_tokens, config), static_argnames="choice_ids")
         self.warm: set = set()
 
     @property
     def compilations(self) -> int:
         """How many there are."""
-        return sum(x._cache_size() for x in (self.embed, self.prefill, self.decode, self.move, self.empty))
+        programs = (self.embed, self.prefill, self.decode, self.move, self.empty, self.prefix, self.choose)
+        return sum(program._cache_size() for program in programs)
 
 
 def without_pictures(prompts: PromptBatch) -> PromptBatch:
@@ -65,32 +68,38 @@ class Call:
         prompt_tokens: int,
         sampling: Sampling,
         key: Key[Array, ""],
-        choice_ids: tuple[int, ...],
+        prefix: Prefix | None,
     ):
         self._programs, self._params, self._mesh = programs, params, mesh
         self._generation, self._pools = generation, pools
+        self._prefix = prefix
         self._key = jax.device_put(key, replicated(mesh))
-        self._drawing = {"sampling": sampling, "choice_ids": choice_ids}
+        self._sampling = sampling
         shards = mesh.shape["data"]
         self._prompts = programs.empty(shards, pools.prompts, prompt_tokens)
         self._pages = programs.empty(shards, pools.pages, pools.page_tokens)
 
-    def run(self, on_progress: Callable[[int], None]) -> None:
+    def run(self, on_progress: Callable[[int], None], on_groups: Callable[[FinishedGroups], None]) -> None:
         """Runs all prompts and responses to their end; see `Engine.generate`."""
         generation = self._generation
         self._warm_up()
-        started = time.perf_counter()
+        started, elsewhere = time.perf_counter(), 0.0
         while not generation.done:
             self._run_prompts(on_progress)
             self._run_responses()
             self._close_gaps()
             on_progress(generation.finished)
+            if (groups := generation.take_groups()).rows:
+                handed_out = time.perf_counter()
+                on_groups(groups)
+                elsewhere += time.perf_counter() - handed_out
         stats = generation.stats
-        stats.host = time.perf_counter() - started - stats.vision - stats.prefill - stats.decode
+        stats.host = time.perf_counter() - started - elsewhere - stats.vision - stats.prefill - stats.decode
 
     def _warm_up(self) -> None:
         """Compiles what later batches of this shape may need, though this one might not: all levels, and moves."""
-        shape = (self._pools, self._generation.shape, *self._drawing.values())
+        length = self._prefix.length if self._prefix else 0
+        shape = (self._pools, self._generation.shape, self._sampling, length)
         if shape in self._programs.warm:
             return
         stats, self._generation.stats = self._generation.stats, GenerationStats()  # compiling is not counted
@@ -118,19 +127,19 @@ class Call:
             embeddings = jax.block_until_ready(self._programs.embed(self._params, prompts))
         with stats.timed("prefill"):
             text = put_batch(self._mesh, without_pictures(batch.prompts))  # one program, whatever the pictures' bucket
-            return self._fill(text, embeddings, *put_batch(self._mesh, (batch.places, batch.forced)))
+            return self._fill(text, embeddings, put_batch(self._mesh, batch.places))
 
-    def _fill(self, prompts, embeddings, places, forced) -> tuple[np.ndarray, np.ndarray]:
+    def _fill(self, prompts, embeddings, places) -> tuple[np.ndarray, np.ndarray]:
         self._prompts, *drawn = self._programs.prefill(
             self._params,
             prompts,
             embeddings,
             self._prompts,
             places,
-            forced,
             self._key,
+            self._prefix,
             samples=self._generation.samples,
-            **self._drawing,
+            sampling=self._sampling,
         )
         return jax.device_get(tuple(drawn))
 
@@ -153,8 +162,9 @@ class Call:
             slots,
             tables,
             self._key,
+            self._prefix,
             length=self._pools.page_tokens,
-            **self._drawing,
+            sampling=self._sampling,
         )
         return jax.device_get(tuple(out))
 

@@ -13,13 +13,16 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from perception_r1_jax.inference.call import Call, Programs
-from perception_r1_jax.inference.generation import Generation
+from perception_r1_jax.inference.choices import Between
+from perception_r1_jax.inference.choosing import Choosing, Chosen, row_levels
+from perception_r1_jax.inference.generation import FinishedGroups, Generation
 from perception_r1_jax.inference.pools import Pools, plan_pools
 from perception_r1_jax.inference.reshard import Serving, Stream, device_memory, make_reshard, read_params, serving_mesh
 from perception_r1_jax.inference.sampling import Sampling
 from perception_r1_jax.inference.stats import GenerationStats
-from perception_r1_jax.models import ModelConfig, Params, token_bytes
+from perception_r1_jax.models import ModelConfig, Params, Prefix, token_bytes
 from perception_r1_jax.records import PromptBatch
+from perception_r1_jax.sharding import replicated
 
 SLOTS = 256
 """The most sequences that a device decodes at a time, unless told otherwise."""
@@ -28,7 +31,7 @@ WEIGHTS_MEMORY, CACHE_MEMORY = 0.45, 0.3
 """Shares of a device's memory that the weights and the keys and values may take, unless told otherwise."""
 
 
-def ignore_progress(finished: int) -> None:
+def ignore_progress(*_: object) -> None:
     """For those who wait for the end."""
 
 
@@ -118,6 +121,11 @@ class Engine:
         """Lets go of the parameters, so that their room is free."""
         self._params = None
 
+    def _loaded(self) -> Params:
+        if self._params is None:
+            raise RuntimeError("the engine has no parameters; `load` them first.")
+        return self._params
+
     def layout(self) -> str:
         """Where the weights lie and how the batch is split, for people."""
         ways = self.mesh.shape["tensor"]
@@ -136,11 +144,11 @@ class Engine:
         sampling: Sampling,
         key: Key[Array, ""],
         *,
-        forced: Int[np.ndarray, "N C"] | None = None,
-        choice_ids: tuple[int, ...] = (),
+        prefix: Prefix | None = None,
         limits: Int[np.ndarray, "N G"] | None = None,
         decode: Callable[[Sequence[int]], str] | None = None,
         on_progress: Callable[[int], None] = ignore_progress,
+        on_groups: Callable[[FinishedGroups], None] = ignore_progress,
     ) -> Generated:
         """Generates `samples` responses to each prompt. Picture and prompt are computed once per prompt.
 
@@ -152,55 +160,98 @@ class Engine:
             samples: G.
             sampling: how tokens are drawn, and C, the most tokens of a response.
             key: of this batch, usually folded from (seed, step).
-            forced: tokens that are written as they are; -1 where the model chooses.
-            choice_ids: with `forced`, the only tokens that the model may choose; () leaves it all.
+            prefix: what `prefix` made of the tokens that all prompts begin with, where `prompts` are the rest of them:
+                their positions go on from there.
             limits: the most tokens of each response, from 1 to C; C everywhere if None.
             decode: from token ids to text, where `sampling` has stop strings.
             on_progress: called with the number of responses finished so far, between stretches of decoding; what it
                 raises ends the generation.
+            on_groups: called likewise with the prompts whose responses have all finished since the last call. The
+                lengths of the responses decide which come together, not the clock. Its time is not in the stats.
 
         Raises:
             UserError: not even one response has room in the cache.
         """
-        if self._params is None:
-            raise RuntimeError("the engine has no parameters; `load` them first.")
-        if choice_ids and forced is None:
-            raise ValueError(f"choice_ids = {choice_ids} go with `forced`, which is None.")
-        pools = self.plan(prompts, samples, sampling)
-        generation = Generation(
-            prompts, samples, sampling, pools, self.shards, forced=forced, limits=limits, decode=decode
-        )
+        params = self._loaded()
+        if prefix and sampling.repetition_penalty != 1:
+            raise ValueError("a repetition penalty counts all tokens of a prompt; give whole prompts, no prefix.")
+        shared = prefix.length if prefix else 0
+        pools = self.plan(prompts, samples, sampling, shared)
+        generation = Generation(prompts, samples, sampling, pools, self.shards, limits=limits, decode=decode)
         length, per_token = prompts.tokens.shape[1], token_bytes(self.config, self.cache_dtype)
-        generation.stats.cache_bytes = round(self.shards * pools.tokens(length, self._recent_cost) * per_token)
+        tokens = pools.tokens(length, self._recent_cost) + shared
+        generation.stats.cache_bytes = round(self.shards * tokens * per_token)
         generation.stats.prompt_bytes = self.shards * pools.prompts * length * per_token
         with jax.set_mesh(self.mesh):
             Call(
                 self.programs,
-                self._params,
+                params,
                 self.mesh,
                 generation,
                 pools,
                 prompt_tokens=length,
                 sampling=sampling,
                 key=key,
-                choice_ids=choice_ids,
-            ).run(on_progress)
+                prefix=prefix,
+            ).run(on_progress, on_groups)
         return Generated(generation.tokens, generation.mask, generation.logps, generation.stopped, generation.stats)
+
+    def prefix(self, tokens: Int[np.ndarray, " P"]) -> Prefix:
+        """Computes the text that many prompts begin with, once for all calls of `generate` and `choose`."""
+        with jax.set_mesh(self.mesh):
+            tokens = jax.device_put(np.asarray(tokens, np.int32), replicated(self.mesh))
+            return self.programs.prefix(self._loaded(), tokens)
+
+    def choose(
+        self,
+        prompts: PromptBatch,
+        between: Sequence[Sequence[int]],
+        counts: Int[np.ndarray, " N"],
+        choice_ids: tuple[int, ...],
+        *,
+        prefix: Prefix | None = None,
+    ) -> Chosen:
+        """Fills in the open places of answers of a known form, one after another, with the likeliest of a few tokens.
+
+        Args:
+            prompts: N prompts (numpy) with their answers up to the first place; rows of length 0 only fill the batch.
+            between: the M - 1 known texts between one place and the next, as token ids.
+            counts: how many places each answer has, from 1 to M.
+            choice_ids: the tokens to choose from; the first of equals is taken.
+            prefix: as of `generate`.
+
+        Raises:
+            UserError: not even one row has room in the cache.
+        """
+        known = Between.of(between)
+        levels = self.choice_levels(prompts, known, prefix.length if prefix else 0)
+        with jax.set_mesh(self.mesh):
+            choosing = Choosing(self.programs, self._loaded(), self.mesh, known, choice_ids)
+            return choosing.run(prompts, counts, prefix, levels)
 
     @property
     def compilations(self) -> int:
         """Programs compiled so far. All that prompts of one shape need are compiled with the first of them."""
         return self.programs.compilations
 
-    def plan(self, prompts: PromptBatch, samples: int, sampling: Sampling) -> Pools:
+    def choice_levels(self, prompts: PromptBatch, between: Between, prefix_tokens: int = 0) -> tuple[int, ...]:
+        """Numbers of rows that such a call of `choose` has programs for. Only shapes are read."""
+        rows, length = prompts.tokens.shape
+        budget = self._cache_tokens(self.serving.dtype) - prefix_tokens
+        return row_levels(rows, self.shards, length + between.room, budget)
+
+    def _cache_tokens(self, dtype: DTypeLike) -> float:
+        """How many tokens a shard may hold keys and values of."""
+        return self._cache_bytes * self.mesh.shape["tensor"] / token_bytes(self.config, dtype)
+
+    def plan(self, prompts: PromptBatch, samples: int, sampling: Sampling, prefix_tokens: int = 0) -> Pools:
         """Sizes of the pools for such a call; arguments and errors as of `generate`. Only shapes are read."""
-        ways = self.mesh.shape["tensor"]
         return plan_pools(
             prompts=-(-len(prompts.lengths) // self.shards),
             samples=samples,
             prompt_tokens=prompts.tokens.shape[1],
             new_tokens=sampling.max_new_tokens,
             slots=self._slots,
-            budget=self._cache_bytes * ways / token_bytes(self.config, self.cache_dtype),
+            budget=self._cache_tokens(self.cache_dtype) - prefix_tokens,
             recent_cost=self._recent_cost,
         )

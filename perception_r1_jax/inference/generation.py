@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from perception_r1_jax.inference.pools import Pools
-from perception_r1_jax.inference.programs import CHOOSE, Slots
+from perception_r1_jax.inference.programs import Slots
 from perception_r1_jax.inference.sampling import Sampling
 from perception_r1_jax.inference.schedule import Places, Response, Shard, admit, cut
 from perception_r1_jax.inference.stats import GenerationStats
@@ -26,13 +26,11 @@ class PrefillBatch(NamedTuple):
     Attributes:
         prompts: D x n of them; the others of a shard that has fewer have length 0.
         places: int32 [D, n], their entries in the pool of prompts; past the last one for the others.
-        forced: int32 [D x n], the first token of their responses, or `CHOOSE`; None where nothing is forced.
         rows: [D][up to n] rows of the batch.
     """
 
     prompts: PromptBatch
     places: np.ndarray
-    forced: np.ndarray | None
     rows: list[list[int]]
 
 
@@ -46,6 +44,20 @@ class Moves(NamedTuple):
     def none(cls, shards: int, size: int, nowhere: int) -> Moves:
         """Room for `size` moves in each shard."""
         return cls(np.zeros((shards, size), np.int32), np.full((shards, size), nowhere, np.int32))
+
+
+class FinishedGroups(NamedTuple):
+    """All responses to some prompts (numpy).
+
+    Attributes:
+        rows: of the n prompts in their batch.
+        tokens: int32 [n, G, C], as in `Generated`.
+        mask: bool [n, G, C], likewise.
+    """
+
+    rows: list[int]
+    tokens: np.ndarray
+    mask: np.ndarray
 
 
 class Generation:
@@ -66,22 +78,19 @@ class Generation:
         pools: Pools,
         shards: int,
         *,
-        forced: np.ndarray | None,
         limits: np.ndarray | None,
         decode: Callable[[Sequence[int]], str] | None,
     ):
         """Args as of `Engine.generate`; `pools` are the sizes in each of so many shards."""
         shape = (len(prompts.lengths), samples)
         self._prompts, self._sampling, self._pools, self.samples = prompts, sampling, pools, samples
-        self._forced, self._decode = forced, decode
+        self._decode = decode
         self._limits = np.full(shape, sampling.max_new_tokens, np.int32) if limits is None else limits
         if self._limits.shape != shape or self._limits.min() < 1 or self._limits.max() > sampling.max_new_tokens:
             raise ValueError(
                 f"limits must be of shape {shape} and from 1 to {sampling.max_new_tokens}, not of shape "
                 f"{self._limits.shape} and from {self._limits.min()} to {self._limits.max()}."
             )
-        if forced is not None and forced.shape != (shape[0], sampling.max_new_tokens):
-            raise ValueError(f"forced must be of shape {(shape[0], sampling.max_new_tokens)}, not {forced.shape}.")
         if sampling.stop_strings and decode is None:
             raise ValueError(f"stop_strings = {sampling.stop_strings} need `decode`, from token ids to text.")
         self._shards = [Shard(pools, samples) for _ in range(shards)]
@@ -92,18 +101,25 @@ class Generation:
         self.logps = np.zeros(self.tokens.shape, np.float32)
         self.stopped = np.broadcast_to((prompts.lengths == 0)[:, None], shape).copy()
         self.finished = 0
+        self._missing = np.full(shape[0], samples)
+        self._handed_out = prompts.lengths == 0
         self.stats = GenerationStats()
 
     @property
     def shape(self) -> tuple:
-        """What the programs' shapes depend on, beside the pools: all of a prompt, G, and whether tokens are forced."""
-        prompt = tuple(x.shape[1:] for x in jax.tree.leaves(self._prompts))
-        return prompt, self.samples, self._forced is None
+        """What the programs' shapes depend on, beside the pools: all of a prompt, and G."""
+        return tuple(x.shape[1:] for x in jax.tree.leaves(self._prompts)), self.samples
 
     @property
     def done(self) -> bool:
         """Whether all responses are finished."""
         return self.finished == self._expected
+
+    def take_groups(self) -> FinishedGroups:
+        """Those of which the last response has finished since the last call, in the order of the batch."""
+        rows = np.flatnonzero((self._missing == 0) & ~self._handed_out)
+        self._handed_out[rows] = True
+        return FinishedGroups(rows.tolist(), self.tokens[rows], self.mask[rows])
 
     def next_prompts(self) -> PrefillBatch | None:
         """Prompts for slots that would stay idle without; None if none would, or nothing is left or has room."""
@@ -125,8 +141,7 @@ class Generation:
         flat = rows.ravel()
         prompts = jax.tree.map(lambda x: x[np.maximum(flat, 0)], self._prompts)
         prompts.lengths[flat < 0] = 0
-        forced = None if self._forced is None else self._forced[np.maximum(flat, 0), 0]
-        return PrefillBatch(prompts, places, forced, [[row for row, _ in pairs] for pairs in taken])
+        return PrefillBatch(prompts, places, [[row for row, _ in pairs] for pairs in taken])
 
     def start(self, batch: PrefillBatch, tokens: np.ndarray, logps: np.ndarray) -> None:
         """Begins the responses to prompts that have been run, with their first tokens [D x n, G]."""
@@ -147,10 +162,9 @@ class Generation:
 
     def slots(self, level: int) -> Slots:
         """What is in the first `level` slots of each shard."""
-        shape, span = (len(self._shards), level), self._pools.page_tokens
+        shape = (len(self._shards), level)
         zeros = {name: np.zeros(shape, np.int32) for name in ("tokens", "lengths", "limits", "positions", "samples")}
         prompt_ids, pages = np.zeros(shape, np.uint32), np.full(shape, self._pools.pages, np.int32)
-        forced = None if self._forced is None else np.full((*shape, span), CHOOSE, np.int32)
         seen = self._empty_history(shape) if self._sampling.repetition_penalty != 1 else None
         for at, response in self._seated():
             length = len(response.tokens)
@@ -158,14 +172,11 @@ class Generation:
             zeros["positions"][at] = self._prompts.next_position[response.row] + length - 1
             zeros["samples"][at], prompt_ids[at] = response.sample, self._prompts.prompt_ids[response.row]
             pages[at] = response.pages[-1]
-            if forced is not None:
-                ahead = self._forced[response.row, length : length + span]
-                forced[at][: len(ahead)] = ahead
             if seen is not None:
                 prompt = self._prompts.tokens[response.row, : self._prompts.lengths[response.row]]
                 said = np.concatenate([prompt, response.tokens])
                 seen[at][: len(said)] = said
-        return Slots(**zeros, prompt_ids=prompt_ids, pages=pages, forced=forced, seen=seen)
+        return Slots(**zeros, prompt_ids=prompt_ids, pages=pages, seen=seen)
 
     def tables(self, level: int) -> Tables:
         """Whose prompts and pages are whose, when `level` slots of each shard are decoded."""
@@ -239,6 +250,7 @@ class Generation:
         self.tokens[at][:count], self.logps[at][:count] = response.tokens[:count], response.logps[:count]
         self.mask[at][:count], self.stopped[at] = True, stopped
         self.finished += 1
+        self._missing[response.row] -= 1
         self.stats.tokens += count
         self.stats.decoded += count - 1
         shard.finish(response)

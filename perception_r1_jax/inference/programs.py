@@ -15,13 +15,10 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key, UInt
 
-from perception_r1_jax.inference.sampling import Sampling, only, sample, tempered, token_logps
-from perception_r1_jax.models import KeyValues, ModelConfig, Params, Tables, decode_step, prefill
+from perception_r1_jax.inference.sampling import Sampling, sample
+from perception_r1_jax.models import KeyValues, ModelConfig, Params, Prefix, Tables, decode_step, prefill
 from perception_r1_jax.records import Leaf, PromptBatch
 from perception_r1_jax.sharding import constrain
-
-CHOOSE = -1
-"""Among forced tokens: here the model chooses."""
 
 
 @jax.tree_util.register_dataclass
@@ -37,8 +34,6 @@ class Slots:
         prompt_ids: uint32 [D, B], for random keys.
         samples: int32 [D, B], its number in the group, for random keys.
         pages: int32 [D, B], the page that this stretch fills; past the last one for an empty slot.
-        forced: int32 [D, B, K], tokens that are written as they are; `CHOOSE` where the model chooses. None: it
-            chooses everywhere.
         seen: int32 [D, B, S], prompt and response so far, filled up with ids past the vocabulary. None
             where sampling does not ask.
     """
@@ -50,7 +45,6 @@ class Slots:
     prompt_ids: Leaf
     samples: Leaf
     pages: Leaf
-    forced: Leaf | None
     seen: Leaf | None
 
 
@@ -85,12 +79,11 @@ def prefill_prompts(
     embeddings: Float[Array, "N L D"],
     cache: KeyValues,
     places: Int[Array, "shards n"],
-    forced: Int[Array, " N"] | None,
     key: Key[Array, ""],
+    prefix: Prefix | None = None,
     *,
     samples: int,
     sampling: Sampling,
-    choice_ids: tuple[int, ...],
 ) -> tuple[KeyValues, Int[Array, "N G"], Float[Array, "N G"]]:
     """Runs prompts into their places of the pool, and draws the first token of each response from the same logits.
 
@@ -101,25 +94,23 @@ def prefill_prompts(
         embeddings: theirs.
         cache: the pool of prompts.
         places: their entries in it; past the last one for rows that only fill the batch.
-        forced: the first token, or `CHOOSE`. None: the model chooses.
         key: of the batch.
+        prefix: of all prompts, where `prompts` are the rest of them.
         samples: G.
         sampling: how tokens are drawn.
-        choice_ids: the only tokens that the model may choose; () leaves it all.
     """
-    logits, new = prefill(config, params, prompts, embeddings, places.shape[0])
+    logits, new = prefill(config, params, prompts, embeddings, places.shape[0], prefix)
     rows = (logits.shape[0], samples)
     logits = jnp.broadcast_to(logits[:, None], (*rows, logits.shape[-1]))
     prompt_ids = jnp.broadcast_to(prompts.prompt_ids[:, None], rows)
     numbers, index = jnp.broadcast_to(jnp.arange(samples)[None], rows), jnp.zeros(rows, jnp.int32)
     keys = sample_keys(key, prompt_ids, numbers, index)
-    forced = None if forced is None else jnp.broadcast_to(forced[:, None], rows)
     seen = None
     if sampling.repetition_penalty != 1:
         real = jnp.arange(prompts.tokens.shape[1])[None] < prompts.lengths[:, None]
         seen = occurring(jnp.where(real, prompts.tokens, logits.shape[-1]), logits.shape[-1])
         seen = jnp.broadcast_to(seen[:, None], logits.shape)
-    tokens, logps = _draw(logits, keys, index, seen, forced, sampling, choice_ids)
+    tokens, logps = sample(logits, keys, sampling, index, seen)
     return cache.put(places, new), whole(tokens), whole(logps)
 
 
@@ -131,11 +122,11 @@ def decode_stretch(
     slots: Slots,
     tables: Tables,
     key: Key[Array, ""],
+    prefix: Prefix | None = None,
     *,
     dtype: DTypeLike,
     length: int,
     sampling: Sampling,
-    choice_ids: tuple[int, ...],
 ) -> tuple[KeyValues, Int[Array, "shards B K"], Float[Array, "shards B K"], Int[Array, ""]]:
     """Up to K tokens for every slot; ends when all are done.
 
@@ -147,10 +138,10 @@ def decode_stretch(
         slots: what is in the slots.
         tables: whose prompts and pages are whose.
         key: of the batch.
+        prefix: of all prompts, where `prompts` are the rest of them.
         dtype: of what was fed since the last page.
         length: K, the tokens of a page.
         sampling: how tokens are drawn.
-        choice_ids: the only tokens that the model may choose; () leaves it all.
 
     Returns:
         The pages with the new ones, tokens, their log-probs, and how many steps were made. What stands after the
@@ -170,13 +161,12 @@ def decode_stretch(
 
     def body(at: _Stretch) -> _Stretch:
         positions = slots.positions + at.step
-        logits, recent = decode_step(config, params, at.tokens, positions, prompts, pages, at.recent, at.step, tables)
+        logits, recent = decode_step(
+            config, params, at.tokens, positions, prompts, pages, at.recent, at.step, tables, prefix
+        )
         index = slots.lengths + at.step
         keys = sample_keys(key, slots.prompt_ids, slots.samples, index)
-        forced = None
-        if slots.forced is not None:
-            forced = jax.lax.dynamic_index_in_dim(slots.forced, at.step, 2, keepdims=False)
-        tokens, logps = _draw(logits, keys, index, at.seen, forced, sampling, choice_ids)
+        tokens, logps = sample(logits, keys, sampling, index, at.seen)
         seen = None if at.seen is None else at.seen | jax.nn.one_hot(tokens, config.vocab_size, dtype=bool)
 
         def put(buffer, new):
@@ -199,20 +189,3 @@ def occurring(tokens: Int[Array, "*B S"], vocabulary: int) -> Bool[Array, "*B V"
     """Which tokens stand in each row; those past the vocabulary fill the row up."""
     mark = jax.vmap(lambda row: jnp.zeros(vocabulary, bool).at[row].set(True, mode="drop"))
     return mark(tokens.reshape(-1, tokens.shape[-1])).reshape(*tokens.shape[:-1], vocabulary)
-
-
-def _draw(
-    logits: Float[Array, "*B V"],
-    keys: Key[Array, "*B"],
-    index: Int[Array, "*B"],
-    seen: Bool[Array, "*B V"] | None,
-    forced: Int[Array, "*B"] | None,
-    sampling: Sampling,
-    choice_ids: tuple[int, ...],
-) -> tuple[Int[Array, "*B"], Float[Array, "*B"]]:
-    """The next token and its log-prob: the forced one, or one drawn."""
-    if forced is None:
-        return sample(logits, keys, sampling, index, seen)
-    tokens, logps = sample(only(logits, choice_ids), keys, sampling, index, seen)
-    given = token_logps(tempered(logits, sampling), jnp.maximum(forced, 0))
-    return jnp.where(forced >= 0, forced, tokens), jnp.where(forced >= 0, given, logps)

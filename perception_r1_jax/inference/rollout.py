@@ -11,6 +11,7 @@ from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
 from perception_r1_jax.inference.engine import Engine, ignore_progress
+from perception_r1_jax.inference.generation import FinishedGroups
 from perception_r1_jax.inference.sampling import Sampling
 from perception_r1_jax.models import ModelConfig
 from perception_r1_jax.processing import Processor, batch_prompts, pick_bucket, pick_buckets
@@ -66,6 +67,7 @@ def roll_out(
     config: ConfigDict,
     key: Key[Array, ""],
     on_progress: Callable[[int], None] = ignore_progress,
+    on_groups: Callable[[list[int], list[list[str]]], None] = ignore_progress,
 ) -> Rollout:
     """Draws `config.samples_per_prompt` responses to each prompt, in the smallest bucket that holds the longest.
 
@@ -76,7 +78,15 @@ def roll_out(
         config: `config.rollout`.
         key: of this step; samples fold in their prompt's id, number and position.
         on_progress: as of `Engine.generate`: what it raises ends the rollout.
+        on_groups: called likewise with rows of the batch and their texts [n][G], once all G responses are there.
     """
+    texts: dict[int, list[str]] = {}
+
+    def take(groups: FinishedGroups) -> None:
+        said = [[processor.decode(t[m]) for t, m in zip(*group)] for group in zip(groups.tokens, groups.mask)]
+        texts.update(zip(groups.rows, said))
+        on_groups(groups.rows, said)
+
     out = engine.generate(
         batch,
         config.samples_per_prompt,
@@ -84,6 +94,7 @@ def roll_out(
         key,
         decode=processor.decode,
         on_progress=on_progress,
+        on_groups=take,
     )
     size = pick_bucket(int(out.mask.sum(-1).max()), config.response_buckets, "longest response")
     return Rollout(
@@ -91,7 +102,7 @@ def roll_out(
         mask=out.mask[:, :, :size],
         logps=out.logps[:, :, :size],
         finish_reasons=[[FINISH_STOP if stop else FINISH_LENGTH for stop in row] for row in out.stopped],
-        texts=[[processor.decode(t[m]) for t, m in zip(*row)] for row in zip(out.tokens, out.mask)],
+        texts=[texts[row] for row in range(len(texts))],
         stats=out.stats.metrics(),
     )
 

@@ -69,11 +69,6 @@ def ban(logits: Float[Array, "*B V"], ids: tuple[int, ...]) -> Float[Array, "*B 
     return jnp.where(_membership(logits, ids), -jnp.inf, logits) if ids else logits
 
 
-def only(logits: Float[Array, "*B V"], ids: tuple[int, ...]) -> Float[Array, "*B V"]:
-    """Logits with -inf everywhere but at these ids; () leaves all."""
-    return jnp.where(_membership(logits, ids), logits, -jnp.inf) if ids else logits
-
-
 def _membership(logits: jax.Array, ids: tuple[int, ...]) -> np.ndarray:
     """A mask of the logits' rank, true at the ids."""
     member = np.zeros(logits.shape[-1], bool)

@@ -1,38 +1,20 @@
-"""Judgements kept, so that the same response to the same annotations is judged once."""
+"""Judgements kept, so that the same response is judged once by the same annotations or pictures."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
-from perception_r1_jax.judge.prompts import JudgePrompt, JudgeRequest
+from perception_r1_jax.judge.call import AnyJudge, JudgeCall, Judging, never_stop
+from perception_r1_jax.judge.pictures import AnyRequest
 from perception_r1_jax.judge.verdicts import NONE, Judgement
 
 
-class AnyJudge(Protocol):
-    """What the judge on the mesh and the remote one have in common.
-
-    Attributes:
-        prompt: the templates that requests are written with.
-        parameters, compilations: of the model and programs in this process.
-    """
-
-    prompt: JudgePrompt
-    parameters: int
-    compilations: int
-
-    def judge(self, requests: Sequence[JudgeRequest]) -> list[Judgement]:
-        """One judgement per request, in their order; a failure is a status and never raised."""
-
-    def metrics(self) -> dict[str, float]:
-        """Of the last call, named "judge/..._rate"."""
-
-
-class CachedJudge:
-    """Asks a judge about each pair of annotations and response once.
+class CachedJudge(AnyJudge):
+    """Asks a judge about each pair of annotations and response once, or of pictures with their question and response.
 
     A judgement does not depend on what is judged beside it, so what is kept changes no result. Failures are not kept:
     the next call asks again. Pairs are known by their SHA-256, so that a kept judgement takes some hundred bytes,
@@ -46,7 +28,7 @@ class CachedJudge:
     def __init__(self, judge: AnyJudge, size: int):
         self._judge, self._size = judge, size
         self._kept: OrderedDict[bytes, Judgement] = OrderedDict()
-        self._asked = self._sent = 0
+        self._last: CachedCall | None = None
         self.prompt, self.parameters = judge.prompt, judge.parameters
 
     @property
@@ -59,24 +41,17 @@ class CachedJudge:
         """Programs compiled so far."""
         return self._judge.compilations
 
-    def judge(self, requests: Sequence[JudgeRequest]) -> list[Judgement]:
-        """One judgement per request, in their order; pairs that are the same within the call are asked about once."""
-        keys = [_key(request) for request in requests]
-        known = {key: self._kept[key] for key in keys if key in self._kept}
-        fresh = {key: request for key, request in zip(keys, requests) if key not in known}
-        known |= zip(fresh, self._judge.judge(list(fresh.values())))
-        self._asked = sum(bool(request.annotations) for request in requests)
-        self._sent = sum(bool(request.annotations) for request in fresh.values())
-        for key in dict.fromkeys(keys):
-            self._keep(key, known[key])
-        return [known[key] for key in keys]
+    def begin(self, judging: Judging = nullcontext, check: Callable[[], None] = never_stop) -> CachedCall:
+        """As of `AnyJudge`; pairs that are the same within the call are asked about once."""
+        self._last = CachedCall(self, self._judge.begin(judging, check))
+        return self._last
 
-    def metrics(self) -> dict[str, float]:
-        """Of the last call: the share of what was asked that was not passed on, and the judge's own metrics."""
-        rate = 1 - self._sent / self._asked if self._asked else math.nan
-        return {"judge/cache_hit_rate": rate, **self._judge.metrics()}
+    def look_up(self, key: bytes) -> Judgement | None:
+        """The judgement kept of a pair; None where there is none."""
+        return self._kept.get(key)
 
-    def _keep(self, key: bytes, judgement: Judgement) -> None:
+    def keep(self, key: bytes, judgement: Judgement) -> None:
+        """Keeps the judgement of a pair if it is one; the pair counts as used just now."""
         if judgement.failed or judgement.status == NONE:
             return
         self._kept[key] = judgement
@@ -84,10 +59,56 @@ class CachedJudge:
         if len(self._kept) > self._size:
             self._kept.popitem(last=False)
 
+    def metrics(self) -> dict[str, float]:
+        """Of the last call: the share of what was asked that was not passed on, and the judge's own metrics."""
+        return {"judge/cache_hit_rate": self._last.hit_rate if self._last else math.nan, **self._judge.metrics()}
 
-def _key(request: JudgeRequest) -> bytes:
+
+class CachedCall(JudgeCall):
+    """A call that passes on what is not known yet."""
+
+    def __init__(self, cache: CachedJudge, call: JudgeCall):
+        """Args: the memory, and the call of its judge."""
+        self._cache, self._call = cache, call
+        self._keys: list[bytes] = []
+        self._known: dict[bytes, Judgement | None] = {}  # None until it is judged
+        self._asked = self._sent = 0
+
+    @property
+    def hit_rate(self) -> float:
+        """The share of the requests with something to ask that was not passed on."""
+        return 1 - self._sent / self._asked if self._asked else math.nan
+
+    def __enter__(self) -> CachedCall:
+        self._call.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._call.__exit__(*error)
+
+    def add(self, requests: Sequence[AnyRequest]) -> None:
+        """As of `JudgeCall`."""
+        keyed = [(_key(request), request) for request in requests]
+        self._keys += (key for key, _ in keyed)
+        self._asked += sum(request.expected > 0 for request in requests)
+        new = {key: request for key, request in keyed if key not in self._known}
+        self._known |= {key: self._cache.look_up(key) for key in new}
+        fresh = [request for key, request in new.items() if self._known[key] is None]
+        self._sent += sum(request.expected > 0 for request in fresh)
+        self._call.add(fresh)
+
+    def finish(self) -> list[Judgement]:
+        """As of `JudgeCall`; from now on its judgements are kept."""
+        passed_on = [key for key, judgement in self._known.items() if judgement is None]
+        self._known |= zip(passed_on, self._call.finish())
+        for key, judgement in self._known.items():
+            self._cache.keep(key, judgement)
+        return [self._known[key] for key in self._keys]
+
+
+def _key(request: AnyRequest) -> bytes:
     digest = hashlib.sha256()
-    for text in (*request.annotations, request.response):
-        encoded = text.encode("utf-8", "surrogatepass")
+    for part in request.content:
+        encoded = part if isinstance(part, bytes) else str(part).encode("utf-8", "surrogatepass")
         digest.update(b"%d:%b" % (len(encoded), encoded))
     return digest.digest()

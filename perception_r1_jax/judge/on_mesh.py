@@ -2,61 +2,59 @@
 
 Two modes. "constrained": the engine writes the fixed text of the answer and the model only chooses each digit, so the
 answer is always well-formed. "free": the model writes the answer. Both read the resulting text with the same parser.
+
+The instruction that all requests begin with is computed once, with the first of them, and kept.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-import itertools
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
+from perception_r1_jax.data.errors import DroppedProblem
 from perception_r1_jax.errors import UserError
-from perception_r1_jax.inference import Engine, Generated, Sampling
-from perception_r1_jax.judge.prompts import JudgePrompt, JudgeRequest, load_prompt
-from perception_r1_jax.judge.template import MODES, answer_template, answer_text
-from perception_r1_jax.judge.verdicts import NONE, NOT_FINITE, OK, TOO_LONG, TOO_MANY, Judgement, read_answer
-from perception_r1_jax.models import count_params, load_config
-from perception_r1_jax.processing import Processor, PromptTooLong, batch_prompts, bucket_size
-from perception_r1_jax.records import Prompt
+from perception_r1_jax.inference import Engine
+from perception_r1_jax.judge.answers import Answer, ChosenAnswers, FreeAnswers, no_answer
+from perception_r1_jax.judge.call import AnyJudge, JudgeCall, Judging, never_stop
+from perception_r1_jax.judge.pictures import AnyPrompt, AnyRequest, check_sees, load_any_prompt
+from perception_r1_jax.judge.prefix import PROBES, behind, shared_tokens
+from perception_r1_jax.judge.prompts import JudgeRequest
+from perception_r1_jax.judge.template import MODES, answer_text
+from perception_r1_jax.judge.verdicts import BAD_PICTURE, NONE, OK, TOO_LONG, TOO_MANY, Judgement, read_answer
+from perception_r1_jax.models import Prefix, count_params, load_config
+from perception_r1_jax.processing import Processor, PromptTooLong, Seen, batch_prompts, bucket_size, window_bucket
+from perception_r1_jax.records import ImageSource, Problem, Prompt
 from perception_r1_jax.sharding import make_mesh
 from perception_r1_jax.weights import locate_model, stream_params
 
-_PROBE_COUNT = 12  # numbers of one digit and of two
-
-
-class Answer(NamedTuple):
-    """What the judge has written to one request.
-
-    Attributes:
-        tokens: ids, the one that stops included; none without an answer.
-        stopped: false where the answer was cut at its limit.
-        status: "ok", or why there is no answer.
-    """
-
-    tokens: tuple[int, ...]
-    stopped: bool
-    status: str
-
 
 class _Ask(NamedTuple):
-    """A request ready to run: its place in the caller's list, m, its prompt, and its buckets (L, C)."""
+    """A request ready to run.
+
+    Attributes:
+        index: its place in the caller's list.
+        count: m.
+        prompt: without what all share.
+        bucket: the prompt's tokens L and windows W, the answer's bucket, and whether it is run behind the prefix.
+    """
 
     index: int
     count: int
     prompt: Prompt
-    bucket: tuple[int, int]
+    bucket: tuple[int, int, int, bool]
 
 
-class Judge:
+class Judge(AnyJudge):
     """A judging LLM.
 
     Attributes:
@@ -67,7 +65,7 @@ class Judge:
         self,
         engine: Engine,
         processor: Processor,
-        prompt: JudgePrompt,
+        prompt: AnyPrompt,
         *,
         mode: str,
         max_prompt_tokens: int,
@@ -88,32 +86,39 @@ class Judge:
         self.prompt = prompt
         self._engine = engine
         self._processor = dataclasses.replace(processor, max_prompt_tokens=max_prompt_tokens)
-        self._constrained, self._fidelity = mode == "constrained", fidelity
+        self._fidelity, self._batch_size = fidelity, batch_size
         self._max_prompt_tokens, self._max_new_tokens = max_prompt_tokens, max_new_tokens
-        self._batch_size = batch_size
-        self._template = functools.cache(functools.partial(answer_template, processor.tokenizer))
-        if self._constrained:
-            self._template(_PROBE_COUNT)
+        self._see = functools.lru_cache(1)(self._see_pictures)  # a group's requests, one after another, share theirs
+        constrained = mode == "constrained"
+        self._answers = (
+            ChosenAnswers(engine, processor) if constrained else FreeAnswers(engine, processor, max_new_tokens)
+        )
 
-    def judge(self, requests: Sequence[JudgeRequest]) -> list[Judgement]:
-        """One judgement per request, in their order. Failures are those of `parse_verdicts` and of `answer`."""
-        answers = self.answer(requests)
-        return [self._read(answer, len(request.annotations)) for answer, request in zip(answers, requests)]
+    @functools.cached_property
+    def prefix_tokens(self) -> np.ndarray:
+        """int32 [P], the tokens that all requests begin with, as far as `prefix.PROBES` show it."""
+        unlimited = dataclasses.replace(self._processor, max_prompt_tokens=None)
+        requests = [self.prompt.request(problem, problem.question) for problem in PROBES]
+        return shared_tokens([unlimited.chat_prompt(self._write(request)) for request in requests])
 
-    def answer(self, requests: Sequence[JudgeRequest]) -> list[Answer]:
+    @functools.cached_property
+    def _prefix(self) -> Prefix:
+        return self._engine.prefix(self.prefix_tokens)
+
+    def begin(self, judging: Judging = contextlib.nullcontext, check: Callable[[], None] = never_stop) -> MeshCall:
+        """As of `AnyJudge`. Failures are those of `parse_verdicts` and of `answer`."""
+        return MeshCall(self, judging, check)
+
+    def answer(self, requests: Sequence[AnyRequest]) -> list[Answer]:
         """One answer per request, in their order.
 
-        Batches depend on the requests alone: sorted by bucket, then by place, always of `batch_size` rows. A request
-        without annotations is not asked ("none"). Failures: "too_long" (the prompt, which is never cut), "too_many"
-        (annotations for max_new_tokens), "not_finite" (the model's logits).
+        A request without annotations, or without a picture for a judge that sees, is not asked ("none"). Failures:
+        "too_long" (the prompt, which is never cut), "too_many" (verdicts for max_new_tokens), "bad_picture" (absent,
+        damaged, or not as many as the question has markers), "not_finite" (the model's logits).
         """
-        prepared = [self._prepare(index, request) for index, request in enumerate(requests)]
-        asks = [item for item in prepared if isinstance(item, _Ask)]
-        for batch in batches(asks, self._batch_size):
-            generated = self._generate(batch)
-            for row, ask in enumerate(batch):
-                prepared[ask.index] = self._answer(generated, row)
-        return prepared
+        call = self.begin()
+        call.add(requests)
+        return call.answers()
 
     def read_messages(self, messages: object) -> JudgeRequest:
         """The request that this judge writes as these messages. Raises as `JudgePrompt.read_messages`."""
@@ -137,76 +142,99 @@ class Judge:
         """Programs compiled so far."""
         return self._engine.compilations
 
-    def _prepare(self, index: int, request: JudgeRequest) -> _Ask | Answer:
+    def _prepare(self, index: int, request: AnyRequest) -> _Ask | Answer:
         """The request's prompt and buckets, or why it cannot be asked."""
-        count = len(request.annotations)
+        count = request.expected
         if count == 0:
-            return _no_answer(NONE)
-        write = self.prompt.raw_messages if self._fidelity == "paper" else self.prompt.messages
+            return no_answer(NONE)
         try:
-            prompt = self._processor.text_prompt(write(request))
+            prompt = self._processor.chat_prompt(self._write(request), self._see(request.images))
         except PromptTooLong:
-            return _no_answer(TOO_LONG)
+            return no_answer(TOO_LONG)
+        except DroppedProblem:
+            return no_answer(BAD_PICTURE)
         answer = len(self._processor.tokenizer.encode(answer_text([0] * count), add_special_tokens=False)) + 1
         if answer > self._max_new_tokens and self._fidelity != "paper":
-            return _no_answer(TOO_MANY)
-        response_bucket = bucket_size(answer, self._max_new_tokens) if self._constrained else self._max_new_tokens
-        return _Ask(index, count, prompt, (bucket_size(len(prompt.tokens), self._max_prompt_tokens), response_bucket))
+            return no_answer(TOO_MANY)
+        return self._ask(index, count, prompt)
 
-    def _generate(self, batch: Sequence[_Ask]) -> Generated:
-        """Answers to one batch of one bucket, G = 1; rows past the batch's end are filler."""
-        length, response = batch[0].bucket
+    def _see_pictures(self, images: tuple[ImageSource, ...]) -> Seen:
+        return self._processor.see(Problem("judged", "", images, answer=""))
+
+    def _write(self, request: AnyRequest) -> list[dict[str, Any]]:
+        return (self.prompt.raw_messages if self._fidelity == "paper" else self.prompt.messages)(request)
+
+    def _ask(self, index: int, count: int, prompt: Prompt) -> _Ask:
+        rest = behind(prompt, self.prefix_tokens)
+        own, answer_bucket = self._answers.prepare(prompt if rest is None else rest, count)
+        longest = self._max_prompt_tokens - len(prompt.tokens) + len(own.tokens)
+        length = bucket_size(len(own.tokens), longest, finer=self._answers.finer)
+        return _Ask(index, count, own, (length, window_bucket(prompt), answer_bucket, rest is not None))
+
+    def _answer(self, batch: Sequence[_Ask]) -> list[Answer]:
+        """Answers to one batch of one bucket; rows past the batch's end are filler."""
+        length, windows, answer_bucket, behind_prefix = batch[0].bucket
         prompts = batch_prompts(
             [ask.prompt for ask in batch],
             rows=self._batch_size,
             length=length,
-            windows=0,
+            windows=windows,
             pad_id=self._processor.pad_id,
         )
-        sampling = Sampling(
-            max_new_tokens=response,
-            stop_ids=self._processor.stop_ids,
-            pad_id=self._processor.pad_id,
-            temperature=0.0,
-            banned_ids=self._processor.banned_ids,
-        )
-        key = jax.random.key(0)  # greedy: never drawn from
-        if not self._constrained:
-            return self._engine.generate(prompts, 1, sampling, key)
-        choices = self._template(_PROBE_COUNT).choice_ids
-        forced = self._forced(batch, response)
-        return self._engine.generate(prompts, 1, sampling, key, forced=forced, choice_ids=choices)
-
-    def _forced(self, batch: Sequence[_Ask], response: int) -> np.ndarray:
-        """int32 [N, C]: each row's answer with open digits, then stop tokens."""
-        forced = np.full((self._batch_size, response), self._processor.stop_ids[0], np.int32)
-        for row, ask in enumerate(batch):
-            tokens = self._template(ask.count).tokens
-            forced[row, : len(tokens)] = tokens
-        return forced
-
-    def _answer(self, generated: Generated, row: int) -> Answer:
-        if np.isnan(generated.logps[row, 0]).any():  # else a broken judge would say 0 to everything
-            return _no_answer(NOT_FINITE)
-        tokens = generated.tokens[row, 0][generated.mask[row, 0]]
-        return Answer(tuple(tokens.tolist()), bool(generated.stopped[row, 0]), OK)
+        prefix = self._prefix if behind_prefix else None
+        return self._answers.write(prompts, [ask.count for ask in batch], answer_bucket, prefix)
 
     def _read(self, answer: Answer, count: int) -> Judgement:
         if answer.status != OK:
             return Judgement(None, count, 0, answer.status)
-        return read_answer(self.decode(answer.tokens), count, self._fidelity)
+        judgement = read_answer(self.decode(answer.tokens), count, self._fidelity)
+        return dataclasses.replace(judgement, probabilities=answer.probabilities)
 
 
-def _no_answer(status: str) -> Answer:
-    return Answer((), False, status)
+class MeshCall(JudgeCall):
+    """Requests to a judge on the mesh, in batches that depend on the requests and their order alone.
 
+    As soon as there are `batch_size` requests of one bucket, they are judged; what is left of the buckets at the end,
+    the smallest first. A batch always has the shape of a full one.
+    """
 
-def batches(asks: Sequence[_Ask], size: int) -> Iterator[list[_Ask]]:
-    """Runs of at most `size` requests of one bucket: smallest bucket first, the caller's order within."""
-    ordered = sorted(asks, key=lambda ask: (ask.bucket, ask.index))
-    for _, run in itertools.groupby(ordered, key=lambda ask: ask.bucket):
-        run = list(run)
-        yield from (run[start : start + size] for start in range(0, len(run), size))
+    def __init__(self, judge: Judge, judging: Judging, check: Callable[[], None]):
+        """Args as of `AnyJudge.begin`."""
+        self._judge, self._judging, self._check = judge, judging, check
+        self._counts: list[int] = []
+        self._answers: list[_Ask | Answer] = []
+        self._waiting: dict[tuple[int, int, int, bool], list[_Ask]] = defaultdict(list)
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is under way between its calls."""
+
+    def add(self, requests: Sequence[AnyRequest]) -> None:
+        """As of `JudgeCall`; batches that are full now are judged before it returns."""
+        with self._judging():
+            for request in requests:
+                self._counts.append(request.expected)
+                self._answers.append(self._judge._prepare(len(self._answers), request))
+                if isinstance(ask := self._answers[-1], _Ask):
+                    self._waiting[ask.bucket].append(ask)
+                    if len(self._waiting[ask.bucket]) == self._judge._batch_size:
+                        self._run(ask.bucket)
+
+    def finish(self) -> list[Judgement]:
+        """As of `JudgeCall`."""
+        return [self._judge._read(answer, count) for answer, count in zip(self.answers(), self._counts)]
+
+    def answers(self) -> list[Answer]:
+        """One answer per request, in their order."""
+        with self._judging():
+            for bucket in sorted(self._waiting):
+                self._run(bucket)
+        return self._answers
+
+    def _run(self, bucket: tuple[int, int, int, bool]) -> None:
+        self._check()
+        batch = self._waiting.pop(bucket)
+        for ask, answer in zip(batch, self._judge._answer(batch)):
+            self._answers[ask.index] = answer
 
 
 def load_judge(
@@ -215,27 +243,41 @@ def load_judge(
     *,
     tokenizer: str | Path = "",
     prompt: str | Path = "",
+    sees: bool = False,
     mode: str = "constrained",
     max_prompt_tokens: int = 8192,
     max_new_tokens: int = 512,
     batch_size: int = 16,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
     dtype: DTypeLike = jnp.bfloat16,
     weights_int8: bool = False,
     fidelity: str = "default",
 ) -> Judge:
     """The judge in any directory that holds a model; on a mesh of all devices where none is given.
 
-    Args as in `config.judge`. Raises what reading the model, its tokenizer and the prompt raises.
+    Args as in `config.judge`, pixel limits as in `config.model`: None stands for those of the judge's own directory.
+
+    Raises:
+        UserError: the judge is to see, and its model cannot. Also what reading model, tokenizer and prompt raises.
     """
     mesh = make_mesh() if mesh is None else mesh
     model_dir = locate_model(directory).model_dir
     config = load_config(model_dir)
+    if sees:
+        check_sees(config, directory)
     engine = Engine(config, None, mesh, dtype=dtype, weights_int8=weights_int8)
     engine.read(functools.partial(stream_params, directory, config))
     return Judge(
         engine,
-        Processor.from_directory(model_dir, tokenizer_dir=tokenizer or None),
-        load_prompt(prompt),
+        Processor.from_directory(
+            model_dir,
+            tokenizer_dir=tokenizer or None,
+            min_pixels=min_pixels,
+            max_pixels=max_pixels,
+            fidelity=fidelity,
+        ),
+        load_any_prompt(prompt, sees=sees),
         mode=mode,
         max_prompt_tokens=max_prompt_tokens,
         max_new_tokens=max_new_tokens,

@@ -13,16 +13,19 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from perception_r1_jax.errors import UserError
 from perception_r1_jax.judge.sanitise import sanitise
+from perception_r1_jax.records import ImageSource, Problem
 
 DEFAULT_PROMPT = Path(__file__).with_name("prompt.json")
 _KEYS = (("system", "user"), ("judge_system", "judge_user"))
 _PLACEHOLDER = re.compile(r"\{(?P<name>annotations|visual_key_info|response)\}")
 # A short text before a colon that introduces a placeholder, an example's facts or verdicts, or the judge's answer.
-_HEADING = re.compile(rf"^([^\n:<{{}}]{{1,40}}):\s*(?=<info1>|{_PLACEHOLDER.pattern}|\Z)", re.MULTILINE)
+_HEADING = re.compile(
+    r"^([^\n:<{}]{1,40}):\s*(?=<info1>|\{(?:annotations|visual_key_info|question|response)\}|\Z)", re.MULTILINE
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +34,17 @@ class JudgeRequest:
 
     annotations: tuple[str, ...]
     response: str
+    images: ClassVar[tuple[ImageSource, ...]] = ()
+
+    @property
+    def expected(self) -> int:
+        """m, the verdicts to be given; 0 where there is nothing to ask."""
+        return len(self.annotations)
+
+    @property
+    def content(self) -> tuple[str, ...]:
+        """All that a judgement depends on."""
+        return (*self.annotations, self.response)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +57,11 @@ class JudgePrompt:
     @functools.cached_property
     def headings(self) -> tuple[str, ...]:
         """The words, without colon, of the section headings that a response must not imitate."""
-        return tuple(dict.fromkeys(match[1] for match in _HEADING.finditer(f"{self.system}\n{self.user}")))
+        return find_headings(self.system, self.user)
+
+    def request(self, problem: Problem, response: str) -> JudgeRequest:
+        """What is asked about a response to a problem."""
+        return JudgeRequest(problem.annotations, response)
 
     def messages(self, request: JudgeRequest) -> list[dict[str, str]]:
         """The request as chat messages, its texts sanitised."""
@@ -55,7 +73,7 @@ class JudgePrompt:
 
         Only lone surrogates, which have no encoding to paste, become question marks.
         """
-        annotations, response = [_encodable(text) for text in request.annotations], _encodable(request.response)
+        annotations, response = [encodable(text) for text in request.annotations], encodable(request.response)
         return self._messages(annotations, response)
 
     def read_messages(self, messages: object, *, raw: bool = False) -> JudgeRequest:
@@ -111,7 +129,13 @@ def _read_lines(text: str) -> tuple[tuple[str, ...], int]:
     return tuple(found), end
 
 
-def _encodable(text: str) -> str:
+def find_headings(system: str, user: str) -> tuple[str, ...]:
+    """The words, without colon, of the section headings in two templates."""
+    return tuple(dict.fromkeys(match[1] for match in _HEADING.finditer(f"{system}\n{user}")))
+
+
+def encodable(text: str) -> str:
+    """The text with question marks for lone surrogates."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
@@ -123,9 +147,7 @@ def load_prompt(path: str | Path = "") -> JudgePrompt:
         UserError: no JSON object, a template missing or no text, a placeholder missing or repeated.
     """
     path = Path(path) if str(path) else DEFAULT_PROMPT
-    if not path.is_file():
-        raise FileNotFoundError(f"judge prompt {path} is not a file. Correct config.judge.prompt, or leave it empty.")
-    templates = _read_templates(path)
+    templates = JudgePrompt(*read_templates(path, _KEYS))
     found = sorted(_PLACEHOLDER.findall(templates.user))
     if found not in (["annotations", "response"], ["response", "visual_key_info"]):
         raise UserError(
@@ -135,14 +157,17 @@ def load_prompt(path: str | Path = "") -> JudgePrompt:
     return templates
 
 
-def _read_templates(path: Path) -> JudgePrompt:
+def read_templates(path: Path, names: Sequence[tuple[str, str]]) -> tuple[str, str]:
+    """The system and the user template in a file, under one of these pairs of keys. Raises as `load_prompt`."""
+    if not path.is_file():
+        raise FileNotFoundError(f"judge prompt {path} is not a file. Correct config.judge.prompt, or leave it empty.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"judge prompt {path} is no JSON text in UTF-8 ({error}). See docs/judge.md.") from error
-    for keys in _KEYS:
-        if isinstance(content, Mapping) and all(key in content for key in keys):
-            return JudgePrompt(*(_template(path, key, content[key]) for key in keys))
+    for system, user in names:
+        if isinstance(content, Mapping) and system in content and user in content:
+            return _template(path, system, content[system]), _template(path, user, content[user])
     raise UserError(f"judge prompt {path} is no JSON object with the keys 'system' and 'user'. See docs/judge.md.")
 
 

@@ -7,13 +7,15 @@ one judgement: nothing is raised, and nothing counts as a verdict that is none.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 
-import httpx2
-
 from perception_r1_jax.errors import UserError
+from perception_r1_jax.judge.background import BackgroundLoop, wait_for
+from perception_r1_jax.judge.call import AnyJudge, JudgeCall, Judging, never_stop
 from perception_r1_jax.judge.endpoint import Endpoint, Reply
 from perception_r1_jax.judge.prompts import JudgePrompt, JudgeRequest, load_prompt
 from perception_r1_jax.judge.verdicts import NONE, Judgement, read_answer
@@ -34,7 +36,7 @@ LOST = 16
 endpoint is lost, and what is left of the call is not sent: to be patient a thousand times would take hours."""
 
 
-class RemoteJudge:
+class RemoteJudge(AnyJudge):
     """A judging LLM behind an endpoint.
 
     Attributes:
@@ -57,33 +59,30 @@ class RemoteJudge:
         """Args as in `config.judge`; with fidelity "paper" texts are pasted in and answers read as the authors do."""
         self.prompt, self.model = prompt, model
         self._endpoint, self._max_new_tokens, self._fidelity = endpoint, max_new_tokens, fidelity
-        self._last: _Call | None = None
+        self._last: RemoteCall | None = None
 
-    def judge(self, requests: Sequence[JudgeRequest]) -> list[Judgement]:
-        """One judgement per request, in their order; as many requests at a time as the endpoint may have.
+    def begin(self, judging: Judging = contextlib.nullcontext, check: Callable[[], None] = never_stop) -> RemoteCall:
+        """As of `AnyJudge`; as many requests at a time as the endpoint may have.
 
         A request without annotations is not asked ("none"). Failures beside those of `parse_verdicts`: those of
         `Endpoint.ask`; "garbled" (an answer that is no chat completion); "too_long", "too_many" and "not_finite" where
         the server says so; "not_sent" (the endpoint was lost before).
         """
-        return asyncio.run(self._judge(requests))
+        self._last = RemoteCall(self, self._endpoint, judging, check)
+        return self._last
 
     def metrics(self) -> dict[str, float]:
         """Of the last call: attempts beyond the first per request sent; NaN where none was."""
         sent, attempts = (self._last.sent, self._last.attempts) if self._last else (0, 0)
         return {"judge/retry_rate": (attempts - sent) / sent if sent else math.nan}
 
-    async def _judge(self, requests: Sequence[JudgeRequest]) -> list[Judgement]:
-        async with self._endpoint.client() as client:
-            self._last = call = _Call(self._endpoint, client)
-            return await asyncio.gather(*(self._judge_one(call, request) for request in requests))
-
-    async def _judge_one(self, call: _Call, request: JudgeRequest) -> Judgement:
-        count = len(request.annotations)
-        if count == 0:
-            return Judgement(None, 0, 0, NONE)
+    def write(self, request: JudgeRequest) -> bytes:
+        """The body to send."""
         write = self.prompt.raw_messages if self._fidelity == "paper" else self.prompt.messages
-        reply = await call.ask(chat_request(write(request), self.model, self._max_new_tokens))
+        return chat_request(write(request), self.model, self._max_new_tokens)
+
+    def read(self, reply: Reply, count: int) -> Judgement:
+        """The judgement in the endpoint's reply, of so many annotations."""
         if reply.failure:
             return Judgement(None, count, 0, read_error_status(reply.content) or reply.failure)
         try:
@@ -92,20 +91,46 @@ class RemoteJudge:
             return Judgement(None, count, 0, GARBLED)
 
 
-class _Call:
-    """One call's requests under way, and whether the endpoint still answers any.
+class RemoteCall(JudgeCall):
+    """Requests that go out as soon as they are there, from a thread of this call.
 
     Attributes:
         sent, attempts: requests, and how often they were tried.
     """
 
-    def __init__(self, endpoint: Endpoint, client: httpx2.AsyncClient):
+    def __init__(self, judge: RemoteJudge, endpoint: Endpoint, judging: Judging, check: Callable[[], None]):
+        """Args: whose call it is, whom it asks, and as of `AnyJudge.begin`."""
         self.sent = self.attempts = 0
-        self._endpoint, self._client = endpoint, client
+        self._judge, self._endpoint, self._judging, self._check = judge, endpoint, judging, check
+        self._client = endpoint.client()
+        self._loop = BackgroundLoop("judge", self._client.aclose)
+        self._judgements: list[Future[Judgement]] = []
         self._places = asyncio.Semaphore(endpoint.concurrency)
         self._in_vain, self._lost = 0, max(LOST, endpoint.concurrency)
 
-    async def ask(self, body: bytes) -> Reply:
+    def __enter__(self) -> RemoteCall:
+        self._loop.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._loop.__exit__(*error)
+
+    def add(self, requests: Sequence[JudgeRequest]) -> None:
+        """As of `JudgeCall`; returns at once."""
+        self._judgements += (self._loop.start(self._judge_one(request)) for request in requests)
+
+    def finish(self) -> list[Judgement]:
+        """As of `JudgeCall`."""
+        return wait_for(self._judgements, self._check)
+
+    async def _judge_one(self, request: JudgeRequest) -> Judgement:
+        if not request.expected:
+            return Judgement(None, 0, 0, NONE)
+        with self._judging():
+            reply = await self._ask(self._judge.write(request))
+        return self._judge.read(reply, request.expected)
+
+    async def _ask(self, body: bytes) -> Reply:
         async with self._places:
             if self._in_vain >= self._lost:
                 return Reply(NOT_SENT, b"", 0, passing=True)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from perception_r1_jax.errors import UserError
 from perception_r1_jax.judge.on_mesh import Answer, Judge
+from perception_r1_jax.judge.pictures import PicturePrompt
 from perception_r1_jax.judge.prompts import JudgeRequest
 from perception_r1_jax.judge.verdicts import NOT_FINITE, OK
 from perception_r1_jax.judge.waiting import AnswerFailed, NotNow, WaitingLine
@@ -57,6 +58,12 @@ class JudgeService:
     """
 
     def __init__(self, judge: Judge, name: str):
+        """Raises `UserError` for a judge that sees: a request holds no pictures here."""
+        if isinstance(judge.prompt, PicturePrompt):
+            raise UserError(
+                "a judge that sees pictures is not served over HTTP. Let the run hold it (config.judge.path = its "
+                "folder, config.judge.sees = True), or load it with sees=False to judge by annotations."
+            )
         self._judge, self.name = judge, name
         self._line: WaitingLine[_Asked, _Answered] = WaitingLine(self._answer_all)
         self._routes = {

@@ -19,6 +19,27 @@ class AnswerTemplate(NamedTuple):
     tokens: np.ndarray
     choice_ids: tuple[int, int]
 
+    @property
+    def opening(self) -> np.ndarray:
+        """What stands before the first digit."""
+        return self._texts[0]
+
+    @property
+    def between(self) -> list[list[int]]:
+        """What stands between one digit and the next."""
+        return [text[1:].tolist() for text in self._texts[1:-1]]
+
+    def fill(self, digits: np.ndarray) -> np.ndarray:
+        """The tokens of the answer with these digits, each 0 or 1."""
+        tokens = self.tokens.copy()
+        tokens[tokens < 0] = np.array(self.choice_ids)[digits]
+        return tokens
+
+    @property
+    def _texts(self) -> list[np.ndarray]:
+        """Cut before each digit."""
+        return np.split(self.tokens, np.flatnonzero(self.tokens < 0))
+
 
 def answer_text(verdicts: Sequence[int]) -> str:
     """The answer that states these verdicts: `<info1>1</info1>`, a line each."""

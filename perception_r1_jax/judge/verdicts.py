@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 OK, NONE = "ok", "none"
 EMPTY, UNREADABLE, REPEATED, EXTRA, MISSING = "empty", "unreadable", "repeated", "extra", "missing"
-TOO_LONG, TOO_MANY, NOT_FINITE = "too_long", "too_many", "not_finite"
+TOO_LONG, TOO_MANY, NOT_FINITE, BAD_PICTURE = "too_long", "too_many", "not_finite", "bad_picture"
 
 # Contents without "<" keep both scans linear: no stretch of text is looked at for two opening tags.
 _ITEM = re.compile(r"<info([1-9][0-9]{0,5})>([^<]*)</info\1>")
@@ -27,16 +27,20 @@ class Judgement:
     """What a judge said of one response, or why it said nothing that counts.
 
     Attributes:
-        verdicts: one number per annotation, 1.0 where the response shows it; None unless the status is "ok".
-        expected: m, the annotations that were asked about.
+        verdicts: one number per annotation, 1.0 where the response shows it; None unless the status is "ok". Of a judge
+            that sees a single one, 1.0 where the response is right about the pictures.
+        expected: m, the verdicts that were asked for.
         parsed: verdicts that could be read, also in an answer that failed.
-        status: "ok", "none" (no annotations, so nothing was asked), or the reason of the failure.
+        status: "ok", "none" (no annotations or no picture, so nothing was asked), or the reason of the failure.
+        probabilities: of a 1 at each digit, where the judge chose between the digits; else None. Judgements that say
+            the same are equal, however sure they are.
     """
 
     verdicts: tuple[float, ...] | None
     expected: int
     parsed: int
     status: str
+    probabilities: tuple[float, ...] | None = dataclasses.field(default=None, compare=False)
 
     @property
     def failed(self) -> bool:

@@ -9,6 +9,7 @@ from perception_r1_jax.models.cache import KeyValues, token_bytes
 from perception_r1_jax.models.cached_attention import Tables
 from perception_r1_jax.models.config import ModelConfig, VisionConfig, load_config
 from perception_r1_jax.models.layers import REMAT_POLICIES
+from perception_r1_jax.models.prefix import Prefix
 from perception_r1_jax.models.quantized import Int8, quantize_weight
 from perception_r1_jax.models.qwen2_5_vl import (
     Params,
@@ -20,11 +21,13 @@ from perception_r1_jax.models.qwen2_5_vl import (
     embed_prompts,
     embed_tokens,
     encode_images,
+    extend,
     forward,
     forward_groups,
     init_params,
     logical_axes,
     prefill,
+    prefill_prefix,
     quantized_params,
     serving_params,
     summed_axes,
@@ -36,6 +39,7 @@ __all__ = [
     "KeyValues",
     "ModelConfig",
     "Params",
+    "Prefix",
     "Tables",
     "VisionConfig",
     "abstract_params",
@@ -47,6 +51,7 @@ __all__ = [
     "embed_prompts",
     "embed_tokens",
     "encode_images",
+    "extend",
     "forward",
     "forward_groups",
     "init_params",
@@ -54,6 +59,7 @@ __all__ = [
     "logical_axes",
     "map_blocks",
     "prefill",
+    "prefill_prefix",
     "quantize_weight",
     "quantized_params",
     "segment_mask",

@@ -1,11 +1,12 @@
 """Keys and values kept for decoding.
 
-One record serves three caches. D shards of the batch stand side by side; what a sequence needs lies in its own shard.
+One record serves four caches. D shards of the batch stand side by side; what a sequence needs lies in its own shard.
 
     cache      an entry is                                  tokens of an entry
     prompts    a prompt, whatever the number of responses   L
     pages      a stretch of one response                    the page's length
     recent     what a sequence has fed since its last page  the page's length
+    rows       a prompt and what is fed behind it           L and the room behind; each row is a shard by itself
 """
 
 from __future__ import annotations
@@ -67,6 +68,22 @@ class KeyValues:
 
         def put(layers, new):
             new = jax.lax.dynamic_update_index_in_dim(layers[layer], new[:, :, :, None], index, axis=3)
+            return (*layers[:layer], new, *layers[layer + 1 :])
+
+        return KeyValues(put(self.k, k), put(self.v, v))
+
+    def widen(self, tokens: int) -> KeyValues:
+        """The cache with room for so many more tokens in each entry, zeros."""
+        return jax.tree.map(lambda x: jnp.pad(x, [(0, 0)] * 3 + [(0, tokens), (0, 0)]), self)
+
+    def write_block(
+        self, layer: int, start: Int[Array, ""], k: Float[Array, "D S kv_heads H"], v: Float[Array, "D S kv_heads H"]
+    ) -> KeyValues:
+        """The cache with S tokens of the only entry of each shard, from `start` on, in one layer."""
+
+        def put(layers, new):
+            block = jnp.swapaxes(new, 1, 2)[:, None]
+            new = jax.lax.dynamic_update_slice_in_dim(layers[layer], block, start, axis=3)
             return (*layers[:layer], new, *layers[layer + 1 :])
 
         return KeyValues(put(self.k, k), put(self.v, v))

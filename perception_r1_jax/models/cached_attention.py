@@ -1,7 +1,8 @@
 """Attention of a decoding step: to the prompt, to the pages of the own response, and to what was fed since.
 
-The three parts are computed apart and merged by their log-sum-exp in float32, so each key is read where it lies: a
-prompt's once for all its responses, and a response's no longer than it is.
+The parts are computed apart and merged by their log-sum-exp in float32, so each key is read where it lies: a prompt's
+once for all its responses, and a response's no longer than it is. What all prompts begin with is one more part, read
+once for all.
 
 Each shard has B slots, one sequence in each. Prompts and pages stand in pools in any order, and tables say whose they
 are. Pools are read in blocks, as many as are in use: how much that is changes from step to step, the program does not.
@@ -63,6 +64,7 @@ def cached_attention(
     recent: tuple[Float[Array, "D B kv_heads K H"], Float[Array, "D B kv_heads K H"]],
     step: Int[Array, ""],
     tables: Tables,
+    shared: tuple[Leaf, Leaf] | None = None,
 ) -> Float[Array, "D B heads H"]:
     """One decoding step of one layer.
 
@@ -73,12 +75,16 @@ def cached_attention(
         recent: those of the tokens since, `step` + 1 of them; the others' values do not matter.
         step: place of this token among the recent ones.
         tables: whose prompts and pages are whose.
+        shared: keys and values of what all prompts begin with, each [kv_heads, P, H], as floats or `Int8`; the pool
+            holds the rest of them.
     """
 
     def attend(q, prompt, pages, recent, lengths, cells, slots, owners):
         grouped = q.reshape(q.shape[0], prompt[0].shape[1], -1, q.shape[-1])
         seen = jnp.arange(recent[0].shape[2]) <= step
         found = _attend(grouped, *recent, jnp.broadcast_to(seen, (q.shape[0], seen.size)))
+        if shared is not None:
+            found = _merge(found, _of_shared(grouped, *shared))
 
         def add_prompts(start, found):
             take = _taker(start, tables.prompt_block)
@@ -124,6 +130,18 @@ def _of_prompts(q, prompt, lengths, cells, slots) -> _Part:
     return _Part(
         jnp.where(here[..., None], part.out, 0.0), jnp.where(here, part.total, 0.0), jnp.where(here, part.top, LEAST)
     )
+
+
+def _of_shared(q, k, v) -> _Part:
+    """Each slot's attention to keys and values [kv_heads, P, H] that are everybody's: one product for all slots."""
+    by_head = jnp.moveaxis(q, 0, 1).reshape(1, q.shape[1], -1, q.shape[-1])
+    one_row = jax.tree.map(lambda x: x[None], (k, v))
+    part = _attend(by_head, *one_row, jnp.ones((1, k.shape[1]), bool))
+
+    def by_slot(x):
+        return jnp.moveaxis(x.reshape(q.shape[1], q.shape[0], q.shape[2], *x.shape[3:]), 1, 0)
+
+    return jax.tree.map(by_slot, part)
 
 
 def _of_pages(q, pages, owners) -> _Part:

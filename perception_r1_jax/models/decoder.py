@@ -12,13 +12,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from perception_r1_jax.models.attention import attention, causal_mask
+from perception_r1_jax.models.block_attention import block_attention
 from perception_r1_jax.models.cache import KeyValues
 from perception_r1_jax.models.cached_attention import Tables, cached_attention
 from perception_r1_jax.models.config import ModelConfig
 from perception_r1_jax.models.layers import GatedMLP, Linear, RMSNorm, parameter, scan_layers, stack_layers
+from perception_r1_jax.models.prefix import Prefix
 from perception_r1_jax.models.quantized import contract_rows, look_up
 from perception_r1_jax.models.rope import mrope_angles, rotate
 from perception_r1_jax.records import AnyArray
@@ -133,14 +135,28 @@ class Decoder(nnx.Module):
         return self.norm(x)
 
     def prefill(
-        self, x: Float[Array, "N L D"], positions: Int[AnyArray, "N 3 L"], lengths: Int[AnyArray, " N"]
+        self,
+        x: Float[Array, "N L D"],
+        positions: Int[AnyArray, "N 3 L"],
+        lengths: Int[AnyArray, " N"],
+        prefix: Prefix | None = None,
     ) -> tuple[Float[Array, "N L D"], list[tuple[Float[Array, "N L kv_heads H"], Float[Array, "N L kv_heads H"]]]]:
-        """Hidden states of right-padded prompts, and the keys and values of each layer. For serving."""
+        """Hidden states of right-padded prompts, and the keys and values of each layer. For serving.
+
+        With a prefix these are the rest of the prompts, and so are the keys and values.
+        """
         angles = self.angles(positions)
         mask = causal_mask(jnp.arange(x.shape[1])[None, :] < lengths[:, None])
+        if prefix is not None:
+            mask = jnp.pad(mask, [(0, 0), (0, 0), (prefix.length, 0)], constant_values=True)
         x, kept = constrain(x, ("batch", None, None)), []
-        for layer in self.layers:
-            x, kv = layer(x, angles, lambda q, k, v: (attention(q, k, v, mask), (k, v)))
+        for index, layer in enumerate(self.layers):
+
+            def attend(q, k, v, index=index):
+                joined = (k, v) if prefix is None else prefix.join(index, k, v)
+                return attention(q, *joined, mask), (k, v)
+
+            x, kv = layer(x, angles, attend)
             x = constrain(x, ("batch", None, None))
             kept.append(kv)
         return self.norm(x), kept
@@ -154,6 +170,7 @@ class Decoder(nnx.Module):
         recent: KeyValues,
         step: Int[Array, ""],
         tables: Tables,
+        prefix: Prefix | None = None,
     ) -> tuple[Float[Array, "shards B D"], KeyValues]:
         """Feeds a token of each sequence; its keys and values are the recent ones at `step`. For serving."""
         angles = self.angles(jnp.broadcast_to(positions[:, None], (x.shape[0], 3, x.shape[1])))
@@ -163,8 +180,33 @@ class Decoder(nnx.Module):
             def attend(q, k, v, index=index, recent=recent):
                 written = recent.write(index, step, k, v)
                 caches = ((cache.k[index], cache.v[index]) for cache in (prompts, pages, written))
-                return cached_attention(q, *caches, step, tables), written
+                shared = None if prefix is None else (prefix.k[index], prefix.v[index])
+                return cached_attention(q, *caches, step, tables, shared), written
 
             x, recent = layer(x, angles, attend)
             x = constrain(x, ("batch", None, None))
         return self.norm(x), recent
+
+    def extend(
+        self,
+        x: Float[Array, "N S D"],
+        positions: Int[Array, "N S"],
+        rows: KeyValues,
+        start: Int[Array, ""],
+        seen: Bool[Array, "N S L"],
+        prefix: Prefix | None = None,
+    ) -> tuple[Float[Array, "N S D"], KeyValues]:
+        """Feeds a block of tokens of each row, whose keys and values go to `start` of its entry. For serving."""
+        angles = self.angles(jnp.broadcast_to(positions[:, None], (x.shape[0], 3, x.shape[1])))
+        x = constrain(x, ("batch", None, None))
+        for index, layer in enumerate(self.layers):
+
+            def attend(q, k, v, index=index, rows=rows):
+                written = rows.write_block(index, start, k, v)
+                own = (written.k[index][:, 0], written.v[index][:, 0])
+                shared = None if prefix is None else prefix.layer(index, q.dtype)
+                return block_attention(q, own, seen, shared), written
+
+            x, rows = layer(x, angles, attend)
+            x = constrain(x, ("batch", None, None))
+        return self.norm(x), rows

@@ -18,6 +18,7 @@ from perception_r1_jax.models.cached_attention import Tables
 from perception_r1_jax.models.config import ModelConfig
 from perception_r1_jax.models.decoder import Decoder
 from perception_r1_jax.models.group_attention import group_attention
+from perception_r1_jax.models.prefix import Prefix
 from perception_r1_jax.models.quantized import Int8, quantize_weight
 from perception_r1_jax.models.vision import VisionTower
 from perception_r1_jax.records import AnyArray, PackedBatch, PromptBatch
@@ -183,7 +184,12 @@ def compute_logits(config: ModelConfig, params: Params, hidden: Float[Array, "*B
 
 
 def prefill(
-    config: ModelConfig, params: Params, prompts: PromptBatch, embeddings: Float[Array, "N L D"], shards: int
+    config: ModelConfig,
+    params: Params,
+    prompts: PromptBatch,
+    embeddings: Float[Array, "N L D"],
+    shards: int,
+    prefix: Prefix | None = None,
 ) -> tuple[Float[Array, "N V"], KeyValues]:
     """Logits of the first response token of each prompt, and its keys and values. Each prompt is run once.
 
@@ -193,12 +199,13 @@ def prefill(
         prompts: N prompts, those of each shard in a run.
         embeddings: of the prompts, as `embed_prompts` gives them.
         shards: D, which divides N.
+        prefix: of all prompts, where `prompts` are the rest of them.
 
     Returns:
         The logits, and the cache [D, N / D, kv_heads, L, H] for each layer.
     """
     decoder = _model(config, params).decoder
-    hidden, kept = decoder.prefill(embeddings, prompts.positions, prompts.lengths)
+    hidden, kept = decoder.prefill(embeddings, prompts.positions, prompts.lengths, prefix)
     last = jnp.maximum(prompts.lengths - 1, 0)[:, None, None]
     logits = decoder.logits(jnp.take_along_axis(hidden, last, axis=1)[:, 0])
 
@@ -218,6 +225,7 @@ def decode_step(
     recent: KeyValues,
     step: Int[Array, ""],
     tables: Tables,
+    prefix: Prefix | None = None,
 ) -> tuple[Float[Array, "shards B V"], KeyValues]:
     """Feeds a token of each sequence and gives the logits of the next one.
 
@@ -231,11 +239,50 @@ def decode_step(
         recent: cache of what was fed since.
         step: place of these tokens among the recent ones.
         tables: whose prompts and pages are whose.
+        prefix: of all prompts, where `prompts` are the rest of them.
 
     Returns:
         The logits, and the recent cache with these tokens.
     """
     decoder = _model(config, params).decoder
     embeddings = decoder.embed_tokens(tokens)
-    hidden, recent = decoder.decode_step(embeddings, positions, prompts, pages, recent, step, tables)
+    hidden, recent = decoder.decode_step(embeddings, positions, prompts, pages, recent, step, tables, prefix)
     return decoder.logits(hidden), recent
+
+
+def prefill_prefix(config: ModelConfig, params: Params, tokens: Int[Array, " P"], dtype: DTypeLike) -> Prefix:
+    """Keys and values, in `dtype`, of the text that prompts begin with; `params` are `serving_params`."""
+    decoder = _model(config, params).decoder
+    positions = jnp.broadcast_to(jnp.arange(tokens.size)[None, None], (1, 3, tokens.size))
+    lengths = jnp.full(1, tokens.size, jnp.int32)
+    _, kept = decoder.prefill(decoder.embed_tokens(tokens[None]), positions, lengths)
+    return Prefix.of(kept, dtype)
+
+
+def extend(
+    config: ModelConfig,
+    params: Params,
+    tokens: Int[Array, "N S"],
+    positions: Int[Array, "N S"],
+    rows: KeyValues,
+    start: Int[Array, ""],
+    seen: Bool[Array, "N S L"],
+    prefix: Prefix | None = None,
+) -> tuple[Float[Array, "N S D"], KeyValues]:
+    """Feeds a block of tokens of each row at once.
+
+    Args:
+        config: the model's shapes.
+        params: `serving_params`.
+        tokens: the tokens to feed.
+        positions: their M-RoPE positions, the same on all axes.
+        rows: cache of what each row has fed so far, [N, 1, kv_heads, L, H] for each layer.
+        start: where in it these tokens go.
+        seen: which tokens of the cache each of these may attend to.
+        prefix: that all rows begin with, before what is in the cache.
+
+    Returns:
+        Hidden states after the final norm, and the cache with these tokens.
+    """
+    decoder = _model(config, params).decoder
+    return decoder.extend(decoder.embed_tokens(tokens), positions, rows, start, seen, prefix)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from perception_r1_jax.plan.measure import ACTIVATIONS, Measured
 from perception_r1_jax.plan.programs import CACHE, JUDGE, OPTIMIZER, device_bytes
-from perception_r1_jax.plan.run import PlannedRun
+from perception_r1_jax.plan.run import PlannedRun, held_while_drawing
 from perception_r1_jax.plan.serving import served_params
 
 LEAST_CACHE = 4
@@ -73,6 +73,9 @@ def _of_serving(run: PlannedRun, measured: Measured, stage: str) -> Iterator[Set
         fewer = run.config.judge.batch_size // 2
         if fewer and cache:
             yield Setting(f"config.judge.batch_size={fewer}", 0)
+        if run.config.judge.streaming:
+            rollout = device_bytes(held_while_drawing(run))
+            yield Setting("config.judge.streaming=False: the rollout's weights and cache are gone by then", rollout)
         return
     if cache:
         over = max(measured.total - measured.memory, 0)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from ml_collections import ConfigDict
 
 from perception_r1_jax.errors import UserError
-from perception_r1_jax.models import count_params
+from perception_r1_jax.models import ModelConfig, count_params
 from perception_r1_jax.plan import shapes
 from perception_r1_jax.plan.advice import advise
 from perception_r1_jax.plan.measure import Measured, measure
@@ -30,22 +30,22 @@ def make_plan(config: ConfigDict, topology: str, on_program: Callable[[Measured]
     """
     target = find_target(topology)
     run = plan_run(config, target)
-    share = _share_of_full_attention(run)
     made, problems = run_programs(run)
     chosen = [program for program in made if program.name.startswith(only)]
     if not chosen:
         raise UserError(f"no program's name begins with {only!r}: they are rollout/..., judge/... and train/...")
     programs = []
     for program in chosen:
-        programs.append(measure(program, target, share))
+        model = run.judge if program.name.startswith("judge/") else run.policy
+        programs.append(measure(program, target, _share_of_full_attention(model)))
         on_program(programs[-1])
     advice = {program.name: advise(run, program) for program in programs if not program.fits}
     return Plan(target, _layout(run), [*run.problems, *problems], programs, advice)
 
 
-def _share_of_full_attention(run: PlannedRun) -> float:
-    """How often the only conditional of the models takes its second branch: full attention in the vision tower."""
-    vision = run.policy.vision
+def _share_of_full_attention(model: ModelConfig) -> float:
+    """How often a model's only conditional takes its second branch: full attention in the vision tower."""
+    vision = model.vision
     return len(vision.full_attention_layers) / vision.depth if vision else 0.0
 
 

@@ -16,14 +16,17 @@ from perception_r1_jax.grpo.kl import has_kl
 from perception_r1_jax.grpo.step import LogProbs, TrainStep
 from perception_r1_jax.inference import Engine
 from perception_r1_jax.inference.rollout import make_engine
-from perception_r1_jax.models import ModelConfig, Params, abstract_params, flops, logical_axes
+from perception_r1_jax.judge.pictures import check_sees
+from perception_r1_jax.models import ModelConfig, Params, Prefix, abstract_params, flops, logical_axes
 from perception_r1_jax.plan import shapes
+from perception_r1_jax.plan.choosing import ChoiceCalls, choosing_programs
 from perception_r1_jax.plan.models import model_shapes
-from perception_r1_jax.plan.programs import JUDGE, OPTIMIZER, PARAMETERS, Held, Program
-from perception_r1_jax.plan.serving import Calls, served_params, serving_programs
+from perception_r1_jax.plan.programs import JUDGE, OPTIMIZER, PARAMETERS, Held, Program, join
+from perception_r1_jax.plan.serving import Calls, prefix_shapes, served_params, serving_held, serving_programs
 from perception_r1_jax.plan.topologies import Target
 from perception_r1_jax.processing import bucket_size
 from perception_r1_jax.sharding import abstract_batch, make_mesh, replicated, tree_shardings
+from perception_r1_jax.training.judge import judge_family
 from perception_r1_jax.training.optimizer import make_optimizer
 from perception_r1_jax.training.state import TrainState, abstract_state, trained_params
 
@@ -67,7 +70,9 @@ def plan_run(config: ConfigDict, target: Target) -> PlannedRun:
     judge = None
     if config.judge.path:
         tokenizer = config.judge.tokenizer or config.model.tokenizer
-        judge = model_shapes("judge.path", config.judge.path, tokenizer, "qwen2")
+        judge = model_shapes("judge.path", config.judge.path, tokenizer, judge_family(config))
+        if config.judge.sees:
+            check_sees(judge, config.judge.path)
 
     def rollouts(**fields):
         return make_engine(policy, mesh, dtype, ConfigDict({**config.rollout, **fields}), target.memory)
@@ -118,8 +123,9 @@ def run_programs(run: PlannedRun) -> tuple[list[Program], list[str]]:
     if run.config.evaluation.split:
         calls.append(_evaluation_calls(run))
     for each in calls:
+        make = choosing_programs if isinstance(each, ChoiceCalls) else serving_programs
         try:
-            programs += serving_programs(each)
+            programs += make(each)
         except UserError as error:
             problems.append(f"{each.name}: {error}")
     if run.reference is not None:
@@ -134,8 +140,19 @@ def _kept(run: PlannedRun) -> Held:
     return {
         PARAMETERS: (run.state.params, run.reference),
         OPTIMIZER: run.state.opt_state,
-        JUDGE: served_params(run.judging) if run.judge else None,
+        JUDGE: (served_params(run.judging), _judge_prefix(run)) if run.judge else None,
     }
+
+
+def _judge_prefix(run: PlannedRun) -> Prefix | None:
+    return prefix_shapes(run.judging, shapes.judge_prefix_tokens(run.config))
+
+
+def held_while_drawing(run: PlannedRun) -> Held:
+    """What rollouts hold between their programs; nothing where they have no room, of which their own programs tell."""
+    with contextlib.suppress(UserError):
+        return serving_held(_rollout_calls(run))
+    return {}
 
 
 def _rollout_calls(run: PlannedRun) -> Calls:
@@ -147,7 +164,6 @@ def _rollout_calls(run: PlannedRun) -> Calls:
         prompts=shapes.run_prompts(run.config, run.policy),
         samples=run.config.rollout.samples_per_prompt,
         sampling=shapes.run_sampling(run.config, run.policy),
-        choice_ids=(),
         beside=_kept(run),
         beside_load={**_kept(run), PARAMETERS: run.reference},
     )
@@ -167,21 +183,25 @@ def _evaluation_calls(run: PlannedRun) -> Calls:
     )
 
 
-def _judge_calls(run: PlannedRun) -> Calls:
-    judge = run.config.judge
-    constrained = judge.mode == "constrained"
-    tokens = bucket_size(judge.max_new_tokens, judge.max_new_tokens) if constrained else judge.max_new_tokens
+def _judge_calls(run: PlannedRun) -> Calls | ChoiceCalls:
+    judge, prefix = run.config.judge, shapes.judge_prefix_tokens(run.config)
+    windows = bucket_size(run.config.rollout.window_buckets[-1], smallest=4) if judge.sees else 0
+    prompts = shapes.prompt_shapes(run.judge, judge.batch_size, judge.max_prompt_tokens - prefix, windows)
+    beside = join({**_kept(run), JUDGE: None}, held_while_drawing(run) if judge.streaming else {})
+    if judge.mode == "constrained":
+        between = shapes.between_verdicts(1 if judge.sees else judge.max_new_tokens)
+        return ChoiceCalls("judge", run.judging, JUDGE, prompts, between, shapes.CHOICE_IDS, prefix, beside)
     return Calls(
         name="judge",
         engine=run.judging,
         stored=None,  # read one after another
         kind=JUDGE,
-        prompts=shapes.prompt_shapes(run.judge, judge.batch_size, judge.max_prompt_tokens, 0),
+        prompts=prompts,
         samples=1,
-        sampling=shapes.greedy(run.judge, tokens),
-        choice_ids=shapes.CHOICE_IDS if constrained else (),
-        beside={**_kept(run), JUDGE: None},
+        sampling=shapes.greedy(run.judge, judge.max_new_tokens),
+        beside=beside,
         beside_load={},
+        prefix_tokens=prefix,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,13 +10,23 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from perception_r1_jax.grpo.kl import has_kl
+from perception_r1_jax.inference.choices import Between
 from perception_r1_jax.inference.sampling import Sampling
+from perception_r1_jax.judge.answers import LEAST_DIGITS
+from perception_r1_jax.judge.pictures import load_any_prompt
 from perception_r1_jax.models import ModelConfig
+from perception_r1_jax.processing import bucket_size
 from perception_r1_jax.records import WINDOW_PATCHES, PromptBatch, TrainBatch
 
 PAD_ID, STOP_IDS = 0, (1, 2)
 CHOICE_IDS = (3, 4)
 """Which ids a tokenizer has for these does not change what a program takes."""
+
+CHARACTERS_A_TOKEN = 3
+"""Of an instruction, about; its tokenizer need not be there."""
+
+VERDICT_TOKENS = 9
+"""Of a verdict with its markup, the digit included, as Qwen2's tokenizer cuts it."""
 
 
 def banned_ids(model: ModelConfig) -> tuple[int, ...]:
@@ -99,6 +110,23 @@ def greedy(model: ModelConfig, new_tokens: int) -> Sampling:
     return Sampling(
         max_new_tokens=new_tokens, stop_ids=STOP_IDS, pad_id=PAD_ID, temperature=0.0, banned_ids=banned_ids(model)
     )
+
+
+def judge_prefix_tokens(config: ConfigDict) -> int:
+    """About how many tokens all requests of the judge begin with; 0 where the limit of a prompt has no room for them.
+
+    Of a prompt file that is not there the package's own stands in.
+    """
+    path = config.judge.prompt
+    instruction = load_any_prompt(path if Path(path).is_file() else "", sees=config.judge.sees).system
+    tokens = len(instruction) // CHARACTERS_A_TOKEN
+    return tokens if tokens < config.judge.max_prompt_tokens else 0
+
+
+def between_verdicts(new_tokens: int) -> Between:
+    """Shapes of the text between as many verdicts as an answer of so many tokens has."""
+    count = bucket_size(max(new_tokens // VERDICT_TOKENS, 1), smallest=LEAST_DIGITS)
+    return Between(_int(count - 1, VERDICT_TOKENS - 1), _int(count - 1))
 
 
 def _int(*shape: int) -> Any:

@@ -7,12 +7,13 @@ from perception_r1_jax.processing.batching import (
     own_bucket,
     pick_bucket,
     pick_buckets,
+    window_bucket,
 )
 from perception_r1_jax.processing.images import PictureError, PictureProcessor
 from perception_r1_jax.processing.layout import lay_out_patches
 from perception_r1_jax.processing.packing import Row, first_fit, pack_rows
 from perception_r1_jax.processing.positions import rope_positions
-from perception_r1_jax.processing.prompts import Processor, PromptTooLong
+from perception_r1_jax.processing.prompts import Processor, PromptTooLong, Seen
 
 __all__ = [
     "PictureError",
@@ -20,6 +21,7 @@ __all__ = [
     "Processor",
     "PromptTooLong",
     "Row",
+    "Seen",
     "batch_prompts",
     "bucket_size",
     "first_fit",
@@ -30,4 +32,5 @@ __all__ = [
     "pick_bucket",
     "pick_buckets",
     "rope_positions",
+    "window_bucket",
 ]

@@ -69,23 +69,30 @@ def pick_buckets(
     )
 
 
-def bucket_size(size: int, limit: int | None = None, *, smallest: int = 64) -> int:
+def bucket_size(size: int, limit: int | None = None, *, smallest: int = 64, finer: int = 1) -> int:
     """`size` rounded up to a power of two or three quarters of one, so at most a third is padding.
 
     Args:
         size: at least 1.
         limit: the largest bucket; None for no limit.
         smallest: the smallest bucket.
+        finer: so many times as many buckets, and about as much less padding.
     """
     power = 1 << (size - 1).bit_length()
-    bucket = max(power * 3 // 4 if size <= power * 3 // 4 else power, smallest)
+    grain = max(power // (4 * finer), 1)
+    bucket = max(-(-size // grain) * grain, smallest)
     return bucket if limit is None else min(bucket, limit)
 
 
 def own_bucket(prompt: Prompt) -> tuple[int, int]:
-    """A (length, windows) bucket for a prompt among others of unknown size; 0 windows where it has no picture."""
+    """A (length, windows) bucket for a prompt among others of unknown size."""
+    return bucket_size(len(prompt.tokens)), window_bucket(prompt)
+
+
+def window_bucket(prompt: Prompt) -> int:
+    """Of such a bucket the windows; 0 where the prompt has no picture."""
     windows = len(prompt.vision.image_ids)
-    return bucket_size(len(prompt.tokens)), bucket_size(windows, smallest=4) if windows else 0
+    return bucket_size(windows, smallest=4) if windows else 0
 
 
 def prompt_hash(problem_id: str) -> int:

@@ -17,10 +17,19 @@ def user_content(problem: Problem, suffix: str = "", markers: bool = True) -> Co
     Raises:
         DroppedProblem: as many markers as pictures are needed, or none with pictures.
     """
-    *before, last = problem.question.split(IMAGE_MARKER) if markers else [problem.question]
+    *before, last = split_question(problem) if markers else [*[""] * len(problem.images), problem.question]
+    return parts([*before, f"{last} {suffix}" if suffix else last])
+
+
+def split_question(problem: Problem) -> list[str]:
+    """The texts of a question that has a picture between each two: at its markers, or all before it without any.
+
+    Raises:
+        DroppedProblem: as many markers as pictures are needed, or none with pictures.
+    """
+    *before, last = problem.question.split(IMAGE_MARKER)
     _check_markers(problem.problem_id, len(before), len(problem.images))
-    last = f"{last} {suffix}" if suffix else last
-    return _parts([*(before or [""] * len(problem.images)), last])
+    return [*(before or [""] * len(problem.images)), last]
 
 
 def chat_messages(conversation: Conversation) -> list[ChatMessage]:
@@ -36,7 +45,7 @@ def chat_messages(conversation: Conversation) -> list[ChatMessage]:
     for message in conversation.messages:
         content: Content = message.content
         if message.role == "user":
-            content, leading = _parts([""] * leading + message.content.split(IMAGE_MARKER)), 0
+            content, leading = parts([""] * leading + message.content.split(IMAGE_MARKER)), 0
         messages.append({"role": message.role, "content": content})
     return messages
 
@@ -47,11 +56,11 @@ def _check_markers(name: str, markers: int, pictures: int) -> None:
         raise DroppedProblem(name, "pictures and markers differ in number", detail)
 
 
-def _parts(texts: list[str]) -> Content:
-    """Texts with a picture between each two."""
+def parts(texts: list[str]) -> Content:
+    """The content of a turn with a picture between each two texts; empty texts are left out."""
     if len(texts) == 1:
         return texts[0]
-    parts: list[dict[str, str]] = []
+    found: list[dict[str, str]] = []
     for text in texts:
-        parts += [{"type": "text", "text": text}, {"type": "image"}]
-    return [part for part in parts[:-1] if part.get("text") != ""]
+        found += [{"type": "text", "text": text}, {"type": "image"}]
+    return [part for part in found[:-1] if part.get("text") != ""]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from perception_r1_jax.processing.images import PictureError, PictureProcessor
 from perception_r1_jax.processing.layout import count_windows, image_tokens, lay_out_patches
 from perception_r1_jax.processing.positions import rope_positions
 from perception_r1_jax.processing.tokenizer import load_tokenizer, read_stop_ids, vision_token_ids
-from perception_r1_jax.records import Conversation, Example, ImageSource, Problem, Prompt
+from perception_r1_jax.records import Conversation, Example, ImageSource, Problem, Prompt, VisionLayout
 
 _NO_ID = -1
 
@@ -29,6 +29,13 @@ class PromptTooLong(DroppedProblem):
     def __init__(self, problem_id: str, size: int, limit: int, unit: str) -> None:
         super().__init__(problem_id, f"prompt above {limit} {unit}", f"it has {size}")
         self.size, self.limit = size, limit
+
+
+class Seen(NamedTuple):
+    """Pictures as a model takes them: their grids of patches, int [pictures, 3], and how they lie in windows."""
+
+    grids: np.ndarray
+    vision: VisionLayout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,10 +109,23 @@ class Processor:
         """
         return self._make(problem, [{"role": "user", "content": user_content(problem, suffix, markers)}])
 
-    def text_prompt(self, messages: Sequence[ChatMessage], *, problem_id: str = "text") -> Prompt:
-        """Chat messages with string contents, as a judge reads them. Raises as `prompt` does."""
-        problem = Problem(problem_id, messages[-1]["content"], images=(), answer="")
-        return self._make(problem, messages)
+    def chat_prompt(
+        self, messages: Sequence[ChatMessage], seen: Seen | None = None, *, problem_id: str = "chat"
+    ) -> Prompt:
+        """Chat messages as a judge reads them; their image parts stand for the pictures in `seen`, in this order.
+
+        Raises as `prompt` does.
+        """
+        problem = Problem(problem_id, "", images=(), answer="")
+        ids = self._encode(problem, self.chat.encode, messages)
+        return self._place(problem, np.array(ids, np.int32), seen or self.see(problem))
+
+    def see(self, problem: Problem) -> Seen:
+        """A problem's pictures, which several prompts may share. Raises `DroppedProblem` where one cannot be used."""
+        read = [_read(self.pictures, problem, index) for index in range(len(problem.images))]
+        pixels = [np.zeros((0, self.patch_size), np.float32), *(pixels for pixels, _ in read)]
+        grids = np.array([grid for _, grid in read], np.int64).reshape(-1, 3)
+        return Seen(grids, lay_out_patches(np.concatenate(pixels), grids))
 
     def conversation(self, conversation: Conversation) -> Example:
         """A conversation to imitate: pictures at the `<image>` markers of its user turns, or before the first one.
@@ -141,13 +161,15 @@ class Processor:
 
     def _complete(self, problem: Problem, ids: Sequence[int]) -> Prompt:
         """The prompt of token ids that have one image-pad token for each picture."""
-        tokens, (image_id, video_id) = np.array(ids, np.int32), self._image_ids
-        _check_written(problem, int((tokens == image_id).sum()))
-        self._check_limits(problem, tokens, self._read_grids(problem))  # first: decoding takes far longer
-        pixel_values, grids = self._read_pictures(problem)
-        self._check_limits(problem, tokens, grids)  # a few formats (ICO) tell their true size only when decoded
+        tokens, grids = np.array(ids, np.int32), self._read_grids(problem)
+        self._check(problem, tokens, grids)  # first: decoding takes far longer
+        return self._place(problem, tokens, self.see(problem))
+
+    def _place(self, problem: Problem, tokens: np.ndarray, seen: Seen) -> Prompt:
+        """The prompt with each picture at its image-pad token."""
+        self._check(problem, tokens, seen.grids)  # a few formats (ICO) tell their true size only when decoded
+        (image_id, video_id), (grids, vision) = self._image_ids, seen
         tokens = _repeat_image_tokens(tokens, grids, image_id)
-        vision = lay_out_patches(pixel_values, grids)
         positions, next_position = rope_positions(tokens, grids, image_token_id=image_id, video_token_id=video_id)
         image_slots = np.full(len(tokens), -1, np.int32)
         image_slots[tokens == image_id] = vision.token_slots
@@ -162,13 +184,9 @@ class Processor:
         grids = [_read(self.pictures.read_grid, problem, index) for index in range(len(problem.images))]
         return np.array(grids, np.int64).reshape(-1, 3)
 
-    def _read_pictures(self, problem: Problem) -> tuple[np.ndarray, np.ndarray]:
-        read = [_read(self.pictures, problem, index) for index in range(len(problem.images))]
-        pixels = [np.zeros((0, self.patch_size), np.float32), *(pixels for pixels, _ in read)]
-        return np.concatenate(pixels), np.array([grid for _, grid in read], np.int64).reshape(-1, 3)
-
-    def _check_limits(self, problem: Problem, tokens: np.ndarray, grids: np.ndarray) -> None:
+    def _check(self, problem: Problem, tokens: np.ndarray, grids: np.ndarray) -> None:
         """`tokens` with one image-pad token for each picture."""
+        _check_written(problem, int((tokens == self._image_ids[0]).sum()), len(grids))
         length = len(tokens) - len(grids) + int(image_tokens(grids).sum())
         limits = (length, self.max_prompt_tokens, "tokens"), (count_windows(grids), self.max_windows, "windows")
         for size, limit, unit in limits:
@@ -184,12 +202,12 @@ def _read(read: Callable[[ImageSource], Any], problem: Problem, index: int) -> A
         raise DroppedProblem(problem.problem_id, error.reason, f"picture {index + 1}: {error.detail}") from error
 
 
-def _check_written(problem: Problem, written: int) -> None:
-    if written != len(problem.images):
+def _check_written(problem: Problem, written: int, pictures: int) -> None:
+    if written != pictures:
         raise DroppedProblem(
             problem.problem_id,
             "image tokens do not match the pictures",
-            f"the chat template wrote {written} for {len(problem.images)} pictures",
+            f"the chat template wrote {written} for {pictures} pictures",
         )
 
 

@@ -32,6 +32,9 @@ def make_report(path: Path) -> str:
     return _template().render(title=path.resolve().name, **_sections(workdir), broken=workdir.broken())
 
 
+SAW = "The judge looked at the pictures and gave each response one verdict; of annotations it was not asked."
+
+
 @dataclasses.dataclass(frozen=True)
 class Section:
     """What a section shows, or why it shows nothing."""
@@ -56,7 +59,10 @@ def _sections(workdir: Workdir) -> dict[str, Any]:
     path, setting = workdir.setting("data.path"), workdir.setting
     train, held_out = (Problems.load(path, setting(f"{section}.split")) for section in ("data", "evaluation"))
     checker, evaluations = attempt(load_checker, workdir), attempt(pair_up, workdir)
-    compared = attempt(agreement.compare_judge, workdir.samples, train, checker)
+    if setting("judge.sees"):
+        compared, train = Section(missing=SAW), train.without_annotations()
+    else:
+        compared = attempt(agreement.compare_judge, workdir.samples, train, checker)
     return {
         "setting": setting,
         "outcome": (outcome := attempt(make_outcome, evaluations)),

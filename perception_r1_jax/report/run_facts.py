@@ -15,6 +15,9 @@ from perception_r1_jax.config import default_config
 from perception_r1_jax.report.series import column
 from perception_r1_jax.report.workdir import Workdir
 
+JUDGING = {"time/judge_hidden": "judging, hidden", "time/judge_exposed": "judging, exposed"}
+"""Metrics of time that are no stage: they lie across the stages."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
@@ -36,6 +39,7 @@ class RunFacts:
         steps, responses, tokens: what the loop did.
         seconds: of the whole run; None before it has ended.
         stages: seconds by stage of the steps, and the rest.
+        judging: seconds of judging, hidden behind other work and exposed; empty for a run without.
         peak_bytes: the most memory that the process has held; None where it is not known.
     """
 
@@ -47,6 +51,7 @@ class RunFacts:
     tokens: int
     seconds: float | None
     stages: Sequence[Stage]
+    judging: Mapping[str, float]
     peak_bytes: float | None
 
 
@@ -62,6 +67,7 @@ def collect_facts(workdir: Workdir, lines: Sequence[Mapping[str, Any]]) -> RunFa
         tokens=int(_total(lines, "rollout/tokens")),
         seconds=workdir.result.get("seconds"),
         stages=_stages(lines, workdir.result),
+        judging={name: _total(lines, metric) for metric, name in JUDGING.items() if lines and metric in lines[0]},
         peak_bytes=workdir.result.get("peak_rss_bytes") or _peak(lines),
     )
 
@@ -78,7 +84,8 @@ def config_changes(config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
 
 def _stages(lines: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> list[Stage]:
     """Stages in the order of the loop, then what the steps do not tell."""
-    names = [name for name in (lines[0] if lines else ()) if name.startswith("time/") and name != "time/step"]
+    others = {"time/step", *JUDGING}
+    names = [name for name in (lines[0] if lines else ()) if name.startswith("time/") and name not in others]
     parts = {name.removeprefix("time/"): _total(lines, name) for name in names}
     parts["rest of the steps"] = _total(lines, "time/step") - sum(parts.values())
     parts["evaluations"] = sum(

@@ -132,3 +132,9 @@ class Problems:
         except (UserError, OSError) as error:
             return cls({}, str(error))
         return cls({problem.problem_id: problem for problem in problems})
+
+    def without_annotations(self) -> Problems:
+        """As a judge knows them that sees the pictures: its verdict is on none of the annotations."""
+        return Problems(
+            {name: dataclasses.replace(problem, annotations=()) for name, problem in self.by_id.items()}, self.missing
+        )

@@ -12,15 +12,14 @@ import numpy as np
 
 from perception_r1_jax.judge.verdicts import NONE, Judgement
 from perception_r1_jax.records import Problem, Scores
-from perception_r1_jax.rewards.accuracy import AccuracyPool
+from perception_r1_jax.rewards.accuracy import Accuracy, AccuracyPool
+from perception_r1_jax.rewards.cheap import CheapRewards, cheap_rewards
 from perception_r1_jax.rewards.combine import combine
 from perception_r1_jax.rewards.custom import RewardFunction, custom_reward, load_reward
 from perception_r1_jax.rewards.failures import resolve_failures
-from perception_r1_jax.rewards.format import format_reward
 from perception_r1_jax.rewards.grading import OK
 from perception_r1_jax.rewards.overlong import overlong_penalty
 from perception_r1_jax.rewards.perception import visual_reward
-from perception_r1_jax.rewards.repetition import repetition_penalty
 from perception_r1_jax.rewards.tally import Tally
 
 if TYPE_CHECKING:
@@ -44,6 +43,7 @@ class RewardSettings:
         custom: the user's own reward function, or None.
         overlong_tokens: how far below `max_tokens` the penalty for length begins; 0 for none.
         max_tokens: the longest response allowed.
+        visual_mode: one of `perception.VISUAL_MODES`.
     """
 
     weights: Mapping[str, float] = dataclasses.field(default_factory=WEIGHTS.copy)
@@ -54,6 +54,7 @@ class RewardSettings:
     custom: RewardFunction | None = None
     overlong_tokens: int = 0
     max_tokens: int = 4096
+    visual_mode: str = "hard"
 
     @classmethod
     def from_config(cls, config: ConfigDict) -> RewardSettings:
@@ -74,6 +75,7 @@ class RewardSettings:
             custom=custom,
             overlong_tokens=reward.overlong_tokens,
             max_tokens=config.rollout.response_buckets[-1],
+            visual_mode=reward.visual_mode,
         )
 
 
@@ -99,17 +101,28 @@ def score_responses(
     Raises:
         RewardFailed: a judgement failed and `settings.on_judge_failure` is "abort".
     """
+    cheap = cheap_rewards(problems, texts, pool, settings)
+    return complete_scores(problems, texts, judgements, cheap, settings, lengths=lengths)
+
+
+def complete_scores(
+    problems: Sequence[Problem],
+    texts: Sequence[Sequence[str]],
+    judgements: Sequence[Sequence[Judgement]] | None,
+    cheap: Sequence[CheapRewards],
+    settings: RewardSettings,
+    *,
+    lengths: np.ndarray | None = None,
+) -> Scores:
+    """The second half of `score_responses`, for N problems with `cheap` rewards that are there already."""
     if judgements is None:
         judgements = [[unjudged(problem)] * len(row) for problem, row in zip(problems, texts)]
     tally = Tally()
-    repetition = functools.partial(
-        repetition_penalty, ngram_size=settings.ngram_size, max_penalty=settings.repetition_max_penalty
-    )
     terms = {
-        "format": _per_response(format_reward, texts),
-        "accuracy": _accuracy_term(problems, texts, pool, tally),
-        "visual": _visual_term(problems, judgements, settings.fidelity, tally),
-        "repetition": _per_response(repetition, texts),
+        "format": np.array([group.format for group in cheap], np.float64),
+        "accuracy": _accuracy_term(problems, cheap, tally),
+        "visual": _visual_term(problems, judgements, settings, tally),
+        "repetition": np.array([group.repetition for group in cheap], np.float64),
     }
     if settings.custom:
         terms["custom"] = _custom_term(settings.custom, problems, texts, tally)
@@ -127,6 +140,7 @@ def score_responses(
         valid=valid,
         judge_status=[[judgement.status for judgement in row] for row in judgements],
         verdicts=[[judgement.verdicts for judgement in row] for row in judgements],
+        probabilities=[[judgement.probabilities for judgement in row] for row in judgements],
         counts={**tally.counts, "dropped": int((~valid).sum())},
     )
 
@@ -140,20 +154,23 @@ def _per_response(function: Callable, rows: Sequence[Sequence]) -> np.ndarray:
     return np.array([[function(item) for item in row] for row in rows], np.float64)
 
 
-def _accuracy_term(problems, texts, pool: AccuracyPool, tally: Tally) -> np.ndarray:
-    asked = [(problem, text) for problem, row in zip(problems, texts) for text in row]
-    results = pool.score([(text, problem.answer) for problem, text in asked])
-    for (problem, _), result in zip(asked, results):
-        tally.add("accuracy", result.status, problem.problem_id, failed=result.status != OK)
-    values = [math.nan if result.value is None else result.value for result in results]
-    return np.array(values, np.float64).reshape(len(problems), -1)
+def _accuracy_term(problems, cheap: Sequence[CheapRewards], tally: Tally) -> np.ndarray:
+    for problem, group in zip(problems, cheap):
+        for result in group.accuracy:
+            tally.add("accuracy", result.status, problem.problem_id, failed=result.status != OK)
+    return _per_response(_value_or_nan, [group.accuracy for group in cheap])
 
 
-def _visual_term(problems, judgements, fidelity: str, tally: Tally) -> np.ndarray:
+def _value_or_nan(accuracy: Accuracy) -> float:
+    return math.nan if accuracy.value is None else accuracy.value
+
+
+def _visual_term(problems, judgements, settings: RewardSettings, tally: Tally) -> np.ndarray:
     for problem, row in zip(problems, judgements):
         for judgement in row:
             tally.add("judge", judgement.status, problem.problem_id, failed=judgement.failed)
-    return _per_response(functools.partial(visual_reward, fidelity=fidelity), judgements)
+    reward = functools.partial(visual_reward, fidelity=settings.fidelity, mode=settings.visual_mode)
+    return _per_response(reward, judgements)
 
 
 def _custom_term(function: RewardFunction, problems, texts, tally: Tally) -> np.ndarray:

@@ -63,6 +63,7 @@ class Groups:
                 scores.valid[rows],
                 pick(scores.judge_status),
                 pick(scores.verdicts),
+                pick(scores.probabilities),
                 counts={},
             ),
         )
@@ -89,6 +90,7 @@ def join(parts: Sequence[Groups]) -> Groups:
             valid=np.concatenate([each.valid for each in scores]),
             judge_status=_chain(each.judge_status for each in scores),
             verdicts=_chain(each.verdicts for each in scores),
+            probabilities=_chain(each.probabilities for each in scores),
             counts=dict(sum((collections.Counter(each.counts) for each in scores), collections.Counter())),
         ),
     )
@@ -106,6 +108,7 @@ def write_groups(path: Path, groups: Groups) -> None:
         "texts": rollout.texts,
         "judge_status": scores.judge_status,
         "verdicts": scores.verdicts,
+        "probabilities": scores.probabilities,
     }
     write_archive(path, arrays, {"lists": lists})
 
@@ -115,12 +118,17 @@ def read_groups(path: Path, to_prompt: Callable[[str], Prompt]) -> Groups:
     with np.load(path, allow_pickle=False) as archive:
         lists = json.loads(str(archive["lists"]))
         terms = {name.partition("/")[2]: archive[name] for name in archive.files if name.startswith("terms/")}
-        verdicts = [[None if each is None else tuple(each) for each in row] for row in lists["verdicts"]]
+        judged = lists["judge_status"], _tuples(lists["verdicts"]), _tuples(lists["probabilities"])
         return Groups(
             [to_prompt(name) for name in lists["problem_ids"]],
             Rollout(archive["tokens"], archive["mask"], archive["logps"], lists["finish_reasons"], lists["texts"]),
-            Scores(archive["total"], terms, archive["valid"], lists["judge_status"], verdicts, counts={}),
+            Scores(archive["total"], terms, archive["valid"], *judged, counts={}),
         )
+
+
+def _tuples(rows: list[list]) -> list[list]:
+    """What JSON has made lists of."""
+    return [[None if each is None else tuple(each) for each in row] for row in rows]
 
 
 def _chain(lists: Any) -> list:

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from perception_r1_jax.judge.cache import AnyJudge, CachedJudge
+from perception_r1_jax.judge.cache import CachedJudge
+from perception_r1_jax.judge.call import AnyJudge
 from perception_r1_jax.judge.endpoint import is_url
 from perception_r1_jax.judge.on_mesh import load_judge
 from perception_r1_jax.judge.remote import connect_judge
@@ -37,6 +38,11 @@ def has_own_model(config: ConfigDict) -> bool:
     return bool(config.judge.path) and not is_url(config.judge.path)
 
 
+def judge_family(config: ConfigDict) -> str:
+    """The family of a random judge."""
+    return "qwen2_5_vl" if config.judge.sees else "qwen2"
+
+
 def _connect(config: ConfigDict) -> AnyJudge:
     settings = config.judge
     judge = connect_judge(
@@ -61,10 +67,13 @@ def _load(config: ConfigDict, directory: Path, mesh: Mesh) -> AnyJudge:
         mesh,
         tokenizer=tokenizer_in_place(settings),
         prompt=settings.prompt,
+        sees=settings.sees,
         mode=settings.mode,
         max_prompt_tokens=settings.max_prompt_tokens,
         max_new_tokens=settings.max_new_tokens,
         batch_size=settings.batch_size,
+        min_pixels=config.model.min_pixels,
+        max_pixels=config.model.max_pixels,
         dtype=jnp.dtype(config.model.dtype),
         weights_int8=settings.weights_int8,
         fidelity=config.fidelity,

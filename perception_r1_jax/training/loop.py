@@ -16,11 +16,10 @@ from perception_r1_jax.evaluation.shown import comparison_table
 from perception_r1_jax.inference.rollout import bucketed_batch, roll_out, rollout_metrics
 from perception_r1_jax.judge.flips import flip_verdicts
 from perception_r1_jax.judge.metrics import judge_metrics
-from perception_r1_jax.judge.prompts import JudgeRequest
 from perception_r1_jax.judge.verdicts import Judgement
 from perception_r1_jax.records import Problem, PromptBatch, Rollout
 from perception_r1_jax.rewards.accuracy import AccuracyPool
-from perception_r1_jax.rewards.score import score_responses
+from perception_r1_jax.rewards.score import complete_scores
 from perception_r1_jax.training.dynamic_sampling import fill_batch, write_carried
 from perception_r1_jax.training.evaluating import before_and_after, evaluate_policy, forget_later_evaluations
 from perception_r1_jax.training.groups import Groups
@@ -31,6 +30,7 @@ from perception_r1_jax.training.run_record import peak_rss_bytes, write_result
 from perception_r1_jax.training.samples import append_samples
 from perception_r1_jax.training.setup import Run
 from perception_r1_jax.training.stopping import Stopped, StopRequest
+from perception_r1_jax.training.streaming import Stream
 from perception_r1_jax.training.timing import Clock
 from perception_r1_jax.training.train_batches import make_train_batches, take_updates
 from perception_r1_jax.training.utilisation import utilisation
@@ -155,27 +155,45 @@ def draw_groups(
     """The next prompts of the data with scored responses; `draw` counts the step's rounds, from 0.
 
     Raises:
-        Stopped: a stop request has come while responses were drawn.
+        Stopped: a stop request has come before all responses were drawn, judged and graded.
     """
     with clock("data"):
         prompts = next(run.batches)
         problems = [prompt.problem for prompt in prompts]
-    with clock("rollout"):
-        prompt_batch = bucketed_batch(prompts, run.processor, run.config.rollout)
-        key = jax.random.fold_in(key, draw) if draw else key  # a round may meet the next epoch, and a problem again
-        rollout = take_rollout(run, step, problems, prompt_batch, key, stop)
-    with clock("judge"):
-        judgements = judge_rollout(run, step, problems, rollout) if run.judge else None
-    with clock("score"):
-        lengths = rollout.mask.sum(-1)
-        scores = score_responses(problems, rollout.texts, judgements, pool, run.settings, lengths=lengths)
+    streaming = run.config.judge.streaming
+    with Stream(
+        problems,
+        run.judge,
+        streaming=streaming,
+        pool=pool,
+        settings=run.settings,
+        clock=clock,
+        check=stop.check,
+    ) as stream:
+        with clock("rollout"):
+            prompt_batch = bucketed_batch(prompts, run.processor, run.config.rollout)
+            key = jax.random.fold_in(key, draw) if draw else key  # a round may meet the next epoch, and a problem again
+            rollout = take_rollout(run, step, problems, prompt_batch, key, stop, stream)
+        with clock("judge"):
+            judgements = take_judgements(run, step, problems, stream) if run.judge else None
+        with clock("score"):
+            cheap, lengths = stream.cheap(), rollout.mask.sum(-1)
+            scores = complete_scores(problems, rollout.texts, judgements, cheap, run.settings, lengths=lengths)
     return Groups(prompts, rollout, scores, prompt_batch)
 
 
 def take_rollout(
-    run: Run, step: int, problems: Sequence[Problem], prompts: PromptBatch, key: Key[Array, ""], stop: StopRequest
+    run: Run,
+    step: int,
+    problems: Sequence[Problem],
+    prompts: PromptBatch,
+    key: Key[Array, ""],
+    stop: StopRequest,
+    stream: Stream,
 ) -> Rollout:
     """The step's responses: drawn from the policy, or replayed from a file where the run has one for the step.
+
+    They go to the stream, group by group, as they finish.
 
     Raises:
         Stopped: a stop request has come while they were drawn.
@@ -184,10 +202,11 @@ def take_rollout(
     if step in run.replays:
         rollout = replay(run.replays[step], step, names, config, run.engine.config.vocab_size)
         run.console.print(f"step {step} replays the rollout in {run.replays[step]}")
+        stream.add(range(len(names)), rollout.texts)
     else:
         run.engine.load(run.state.params)
         try:
-            rollout = roll_out(run.engine, run.processor, prompts, config, key, stop.check)
+            rollout = roll_out(run.engine, run.processor, prompts, config, key, stop.check, stream.add)
         finally:
             run.engine.unload()  # makes room for the update, or for saving
     if config.save:
@@ -195,17 +214,12 @@ def take_rollout(
     return rollout
 
 
-def judge_rollout(run: Run, step: int, problems: Sequence[Problem], rollout: Rollout) -> list[list[Judgement]]:
-    """Judgements [N][G]; `config.judge.flip_share` of their verdicts turned round. Raises `JudgeFails`."""
-    group = len(rollout.texts[0])
-    requests = [
-        JudgeRequest(problem.annotations, text) for problem, row in zip(problems, rollout.texts) for text in row
-    ]
-    flat = run.judge.judge(requests)
-    run.judge_failures.add(flat)
-    judgements = [flat[start : start + group] for start in range(0, len(flat), group)]
+def take_judgements(run: Run, step: int, problems: Sequence[Problem], stream: Stream) -> list[list[Judgement]]:
+    """Judgements [N][G]; `config.judge.flip_probability` of their verdicts turned round. Raises `JudgeFails`."""
+    judgements = stream.judgements()
+    run.judge_failures.add(judgement for row in judgements for judgement in row)
     names = [problem.problem_id for problem in problems]
-    return flip_verdicts(judgements, names, run.config.judge.flip_share, seed=run.config.seed, step=step)
+    return flip_verdicts(judgements, names, run.config.judge.flip_probability, seed=run.config.seed, step=step)
 
 
 def reward_metrics(groups: Groups) -> dict[str, float]:

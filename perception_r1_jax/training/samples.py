@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +26,21 @@ def append_samples(path: Path, step: int, groups: Groups, advantages: GroupAdvan
 def _fields(row: int, rollout: Rollout, scores: Scores, advantages: GroupAdvantages) -> Iterator[dict[str, Any]]:
     for sample in range(rollout.tokens.shape[1]):
         at = (row, sample)
-        verdicts = scores.verdicts[row][sample]
         yield {
             "response": rollout.texts[row][sample],
             "tokens": int(rollout.mask[at].sum()),
             "finish_reason": rollout.finish_reasons[row][sample],
             **{name: _number(values[at]) for name, values in scores.terms.items()},
-            "verdicts": None if verdicts is None else list(verdicts),
+            "verdicts": scores.verdicts[row][sample],
+            "probabilities": _rounded(scores.probabilities[row][sample]),
             "judge_status": scores.judge_status[row][sample],
             "total": _number(scores.total[at]) if scores.valid[at] else None,
             "advantage": _number(advantages.advantages[at]),
         }
+
+
+def _rounded(values: Sequence[float] | None) -> list[float] | None:
+    return None if values is None else [round(value, 6) for value in values]
 
 
 def _number(value: np.floating) -> float | None:

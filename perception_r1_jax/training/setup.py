@@ -32,7 +32,7 @@ from perception_r1_jax.training.checkpoints import Checkpoints
 from perception_r1_jax.training.continuing import begin_or_continue
 from perception_r1_jax.training.dynamic_sampling import read_carried
 from perception_r1_jax.training.groups import Groups
-from perception_r1_jax.training.judge import has_own_model, make_judge
+from perception_r1_jax.training.judge import has_own_model, judge_family, make_judge
 from perception_r1_jax.training.models import keep_side_files, prepare_model, tokenizer_in_place
 from perception_r1_jax.training.replay import rollouts_to_replay
 from perception_r1_jax.training.run_record import hash_files, hash_problems, hash_texts, make_record
@@ -193,7 +193,8 @@ def _model_directories(config: ConfigDict, workdir: Path) -> tuple[Path, Path | 
     if not has_own_model(config):
         return policy, None
     tokenizer = config.judge.tokenizer or config.model.tokenizer
-    judge = prepare_model("judge.path", config.judge.path, tokenizer, "qwen2", random / "judge", config.seed + 1)
+    family = judge_family(config)
+    judge = prepare_model("judge.path", config.judge.path, tokenizer, family, random / "judge", config.seed + 1)
     return policy, judge
 
 

@@ -1,4 +1,4 @@
-"""Stopping on request: a rollout under way is given up, any other work of a step is finished; the run is saved."""
+"""Stopping on request: responses on their way are given up, any other work of a step is finished; the run is saved."""
 
 from __future__ import annotations
 

@@ -1,0 +1,218 @@
+"""The judge beside transformers + torch `generate` on the same random checkpoint, beside vLLM, and its own parts.
+
+    python benchmarks/judge.py [--requests N] [--quick] [--only WORKLOAD] --json OUT
+
+Each request has 6 annotations and a response of 300 tokens, behind an instruction of 1,300 tokens. Ours reads six
+digits in a known answer, from text to verdicts; the peers write the 54 tokens that such an answer has. All compute in
+float32. Where VLLM_PYTHON names the Python of an environment with vLLM's CPU build, its case is measured too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import jax
+import numpy as np
+
+from benchmarks import measure, shape, vllm_peer, workload
+from benchmarks.measure import Case
+from benchmarks.rollout import KEY, MIB, load_peer
+from perception_r1_jax.inference import Engine, Sampling
+from perception_r1_jax.judge.on_mesh import Judge
+from perception_r1_jax.judge.prefix import behind
+from perception_r1_jax.judge.prompts import JudgePrompt, JudgeRequest, load_prompt
+from perception_r1_jax.models import Prefix, embed_prompts, prefill
+from perception_r1_jax.processing import Processor
+from perception_r1_jax.records import Prompt
+
+REQUESTS, QUICK_REQUESTS = 256, 3
+ANNOTATIONS, ANNOTATION_TOKENS, RESPONSE_TOKENS, PREFIX_TOKENS = 6, 12, 300, 1300
+ANSWER_TOKENS = 9 * ANNOTATIONS
+ROWS = 16
+"""Requests that are run at a time, by ours and by transformers: more take longer a request on this machine."""
+
+
+class Setup(NamedTuple):
+    """A judge of the benchmarks' model, N requests to it, and their whole prompts, all of one length."""
+
+    model: shape.Model
+    engine: Engine
+    judge: Judge
+    requests: list[JudgeRequest]
+    prompts: list[Prompt]
+
+    @property
+    def rests(self) -> list[Prompt]:
+        """The prompts without what all share."""
+        return [behind(prompt, self.judge.prefix_tokens) for prompt in self.prompts]
+
+
+class Uncached(Judge):
+    """A judge that runs every request whole."""
+
+    prefix_tokens = np.zeros(0, np.int32)
+
+
+def requests(folder: Path, quick: bool, count: int) -> list[Case]:
+    """Requests per second beside `generate`, which prefills each prompt whole, or behind a cache made by hand."""
+    setup = make_setup(folder, count)
+    sides: dict[str, Callable[[], object]] = {"ours": lambda: judge_all(setup.judge, setup.requests)}
+    if peer := load_peer(setup.model):
+        inputs = [peer.inputs(setup.prompts[start : start + ROWS]) for start in range(0, count, ROWS)]
+        shared = len(setup.judge.prefix_tokens)
+        sides |= {
+            "requests": lambda: [peer.generate(each, 1, ANSWER_TOKENS) for each in inputs],
+            "shared_cache": lambda: [peer.generate_behind(each, shared, ANSWER_TOKENS) for each in inputs],
+        }
+    seconds = measure.interleave(sides, rounds=1 if quick else 2)
+    names = [name for name in sides if name != "ours"] or ["requests"]
+    return [per_second(name, count, seconds["ours"], seconds.get(name)) for name in names]
+
+
+def vllm(folder: Path, quick: bool, count: int) -> list[Case]:
+    """Requests per second beside vLLM, whose prefix cache is on, and empty before each run."""
+    if vllm_peer.VARIABLE not in os.environ:
+        return []
+    setup = make_setup(folder, count)
+    length = len(setup.prompts[0].tokens) + ANSWER_TOKENS
+    with vllm_peer.VllmPeer(setup.model.directory, setup.model.processor, length) as peer:
+        sides = {
+            "ours": lambda: judge_all(setup.judge, setup.requests),
+            "vllm": peer.side(setup.prompts, 1, ANSWER_TOKENS),
+        }
+        seconds = measure.interleave(sides, rounds=1 if quick else 3)
+    return [per_second("vllm_prefix", count, seconds["ours"], seconds["vllm"])]
+
+
+def parts(folder: Path, quick: bool, count: int) -> list[Case]:
+    """What the prefix and the known text save, and how far from the bare prefill of what no request can do without."""
+    setup = make_setup(folder, count)
+    prefix = setup.engine.prefix(setup.judge.prefix_tokens)
+    greedy = free_answers(setup.model.processor)
+    rests = workload.pack(setup.model.processor, setup.rests)
+    decoded = {}
+
+    def free() -> None:
+        decoded["free"] = setup.engine.generate(rests, 1, greedy, KEY, prefix=prefix).stats.decoded / count
+
+    whole = make_judge(Uncached, setup.engine, setup.model, setup.judge.prompt)
+    sides = {
+        "ours": lambda: judge_all(setup.judge, setup.requests),
+        "uncached": lambda: judge_all(whole, setup.requests),
+        "free_text": free,
+        "floor": bare_prefill(setup, prefix),
+        "floor_alone": bare_prefill(setup, None),
+    }
+    seconds = measure.interleave(sides, rounds=1 if quick else 2)
+    cases = [per_second(name, count, seconds["ours"], seconds[name]) for name in sides if name != "ours"]
+    once = sum(leaf.nbytes for leaf in jax.tree.leaves(prefix)) / MIB
+    return [
+        *cases,
+        measure.compare("model_calls", "a request", ANNOTATIONS - 1, decoded["free"], less_is_better=True),
+        measure.compare("prefix_bytes", "MiB", once, once * count, less_is_better=True),
+    ]
+
+
+def make_setup(folder: Path, count: int) -> Setup:
+    """So many requests that differ from the first word of their own on."""
+    model = shape.load_model(folder, shape.STANDARD)
+    rng, words = np.random.default_rng(0), one_token_words(model.processor)
+
+    def text(tokens: int) -> str:
+        return "".join(rng.choice(words, tokens))
+
+    engine, prompt = Engine(model.config, model.params, model.mesh), load_prompt()
+    missing = PREFIX_TOKENS - len(make_judge(Judge, engine, model, prompt).prefix_tokens)
+    judge = make_judge(Judge, engine, model, JudgePrompt(prompt.system + text(missing), prompt.user))
+    asked = [
+        JudgeRequest(tuple(text(ANNOTATION_TOKENS) for _ in range(ANNOTATIONS)), text(RESPONSE_TOKENS))
+        for _ in range(count)
+    ]
+    prompts = [model.processor.chat_prompt(judge.prompt.messages(request)) for request in asked]
+    sizes = {len(prompt.tokens) for prompt in prompts}
+    if len(judge.prefix_tokens) != PREFIX_TOKENS or len(sizes) != 1:
+        raise RuntimeError(f"a prefix of {len(judge.prefix_tokens)} tokens, prompts of {sizes}; they were to be alike.")
+    return Setup(model, engine, judge, asked, prompts)
+
+
+def make_judge(kind: type[Judge], engine: Engine, model: shape.Model, prompt: JudgePrompt) -> Judge:
+    """A constrained judge."""
+    limits = {"max_prompt_tokens": 4096, "max_new_tokens": 128}
+    return kind(engine, model.processor, prompt, mode="constrained", batch_size=ROWS, **limits)
+
+
+def one_token_words(processor: Processor) -> list[str]:
+    """Words with a space before them that are a token each, so that a text has as many tokens as words."""
+    tokenizer = processor.tokenizer
+    texts = [tokenizer.decode([token]) for token in range(min(tokenizer.added_tokens_decoder))]
+    words = [text for text in texts if text.startswith(" ") and text[1:].isalpha() and text.isascii()]
+    return [word for word in words if len(tokenizer.encode(word, add_special_tokens=False)) == 1]
+
+
+def judge_all(judge: Judge, asked: Sequence[JudgeRequest]) -> None:
+    """Judges all requests, each of which must have its verdicts."""
+    read = [judgement.parsed for judgement in judge.judge(asked)]
+    if read != [ANNOTATIONS] * len(asked):
+        raise RuntimeError(f"verdicts read: {read}, not {ANNOTATIONS} of each request.")
+
+
+def free_answers(processor: Processor) -> Sampling:
+    """Greedily and to the limit: what would end an answer is banned."""
+    banned = processor.banned_ids + processor.stop_ids
+    return Sampling(ANSWER_TOKENS, processor.stop_ids, processor.pad_id, temperature=0.0, banned_ids=banned)
+
+
+def bare_prefill(setup: Setup, prefix: Prefix | None) -> Callable[[], object]:
+    """Running the tokens that are each request's own, without any padding, to the logits of one more token.
+
+    They attend to the instruction, which is there already; without a prefix they stand by themselves.
+    """
+    model, rests = setup.model, setup.rests
+    length = len(rests[0].tokens)
+    batches = [
+        jax.tree.map(jax.numpy.asarray, workload.stack(model.processor, rests[start : start + ROWS], ROWS, length))
+        for start in range(0, len(rests), ROWS)
+    ]
+
+    params = setup.engine.reshard(model.params)
+
+    @jax.jit
+    def run(params, batch):
+        embeddings = embed_prompts(model.config, params, batch)
+        return prefill(model.config, params, batch, embeddings, 1, prefix)[0]
+
+    return lambda: [jax.block_until_ready(run(params, batch)) for batch in batches]
+
+
+def per_second(name: str, count: int, ours: Sequence[float], peer: Sequence[float] | None) -> Case:
+    """The case of two sides that answered so many requests."""
+    return measure.throughput(name, "requests/s", count, ours, peer)
+
+
+WORKLOADS: Mapping[str, Callable[[Path, bool, int], list[Case]]] = {"requests": requests, "vllm": vllm, "parts": parts}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Reads how many requests, and leaves the rest of the command line to `measure.run`."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--requests", type=int)
+    options, rest = parser.parse_known_args(argv)
+
+    def workload_of(run: Callable) -> measure.Workload:
+        def sized(folder: Path, quick: bool) -> list[Case]:
+            return run(folder, quick, options.requests or (QUICK_REQUESTS if quick else REQUESTS))
+
+        return sized
+
+    measure.run({name: workload_of(run) for name, run in WORKLOADS.items()}, __doc__, rest)
+
+
+if __name__ == "__main__":
+    main()
