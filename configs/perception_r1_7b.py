@@ -35,7 +35,12 @@ def get_config() -> ConfigDict:
     config.model.max_pixels = 1_806_336  # 1344 x 1344: at most 2,304 image tokens
     config.model.dtype = "bfloat16"  # master weights and optimizer stay float32
     config.model.remat = "full"  # a row has 8,192 tokens: keep only the layers' inputs
+    config.model.attention = "xla"  # on every device; splash on a TPU, which has not been timed yet
     config.model.freeze_vision = False  # the vision tower trains too: it is what should see better
+
+    config.lora.modules = ()  # theirs: all parameters are trained
+    config.lora.rank = 32  # not used without modules
+    config.lora.alpha = 64.0  # nor is this
 
     config.judge.path = "Qwen2.5-32B-Instruct"  # theirs: AWQ int4 of it, which loads too
     config.judge.sees = False  # True: their multimodal reward model (figure 5), with path = Qwen2.5-VL-32B-Instruct
@@ -47,6 +52,7 @@ def get_config() -> ConfigDict:
     config.judge.batch_size = 64  # ours: requests judged at once, of the 1,024 of a step
     config.judge.streaming = True  # False: when the rollout's weights and cache have left the devices
     config.judge.weights_int8 = False  # True: its 66 GB of bfloat16 become 33
+    config.judge.host_memory = False  # at hand; True takes its 66 GB off the devices while it does not judge
     config.judge.on_failure = "drop_sample"  # theirs, under "paper", is "abort": a failed request kills the step
     config.judge.max_failure_rate = 0.5  # a judge that fails on most of a step has something wrong with it
     config.judge.failure_window = 1024  # judgements: a step's
@@ -120,6 +126,8 @@ def get_config() -> ConfigDict:
     config.optimizer.eps = 1e-8  # AdamW's usual value
     config.optimizer.weight_decay = 1e-3  # matrices only; theirs, under "paper", takes biases and norms too
     config.optimizer.max_grad_norm = 1.0  # a step whose norm is not finite is skipped and counted
+    config.optimizer.moments_dtype = "float32"  # theirs; bfloat16 takes 33 GB instead of 66
+    config.optimizer.host_memory = False  # at hand; True takes these off the devices but for the update
 
     config.mesh.data = 1  # no device holds the same share of the parameters as another
     config.mesh.fsdp = -1  # all devices hold a share of parameters and optimizer

@@ -24,10 +24,12 @@ from perception_r1_jax.grpo.losses import LOSSES
 from perception_r1_jax.inference.stop import STOP_STRINGS, are_stop_strings
 from perception_r1_jax.judge.endpoint import base_url, is_url
 from perception_r1_jax.judge.template import MODES
-from perception_r1_jax.models import REMAT_POLICIES
+from perception_r1_jax.models import BACKENDS, REMAT_POLICIES
+from perception_r1_jax.models.lora import INPUTS
 from perception_r1_jax.rewards.accuracy import FIDELITIES
 from perception_r1_jax.rewards.failures import POLICIES
 from perception_r1_jax.rewards.perception import VISUAL_MODES
+from perception_r1_jax.training.moments import MOMENTS_DTYPES
 from perception_r1_jax.training.optimizer import OPTIMIZERS, SCHEDULES
 
 PAPER = {
@@ -44,6 +46,7 @@ CHOICES = {
     "fidelity": FIDELITIES,
     "model.dtype": ("float32", "bfloat16"),
     "model.remat": tuple(REMAT_POLICIES),
+    "model.attention": tuple(BACKENDS),
     "judge.mode": MODES,
     "judge.on_failure": POLICIES,
     "reward.visual_mode": VISUAL_MODES,
@@ -55,6 +58,7 @@ CHOICES = {
     "grpo.kl_schedule": KL_SCHEDULES,
     "optimizer.name": OPTIMIZERS,
     "optimizer.schedule": SCHEDULES,
+    "optimizer.moments_dtype": MOMENTS_DTYPES,
 }
 """Fields that take one of a few words."""
 
@@ -63,6 +67,7 @@ LEAST = {
     "steps": 1,
     "data.prefetch": 0,
     "model.min_pixels": 1,
+    "lora.rank": 1,
     "judge.max_prompt_tokens": 1,
     "judge.max_new_tokens": 1,
     "judge.batch_size": 1,
@@ -102,6 +107,7 @@ LEAST = {
 """The least value of fields that have one."""
 
 POSITIVE = (
+    "lora.alpha",
     "judge.timeout_seconds",
     "rollout.temperature",  # training divides logits by it, so it cannot be greedy
     "rollout.weights_memory",
@@ -152,7 +158,15 @@ def default_config() -> ConfigDict:
     config.model.max_pixels = 1_806_336  # pixels of a picture; larger ones are reduced
     config.model.dtype = "bfloat16"  # of computing, the judge's too; master weights are float32
     config.model.remat = "full"  # what a layer keeps for the backward pass: none (all), dots, full (nothing)
+    config.model.attention = "xla"  # of training: anywhere; or cudnn (GPUs), splash (TPUs) (docs/memory.md)
     config.model.freeze_vision = False  # True trains the decoder only
+
+    config.lora = ConfigDict()  # low-rank adapters, trained in place of the parameters (docs/memory.md)
+    # Matrices of the layers that have one, of q, k, v, o, gate, up and down, in the vision tower (unless it is frozen)
+    # qkv for the first three. () is none: the parameters themselves are trained.
+    config.lora.modules = ()
+    config.lora.rank = 32  # of an adapter A B: columns of A
+    config.lora.alpha = 64.0  # times A B, over the rank
 
     config.judge = ConfigDict()  # the model behind the visual reward
     # As model.path, a text model or (judge.sees) a Qwen2.5-VL; or the address of an OpenAI-compatible endpoint, such as
@@ -169,6 +183,7 @@ def default_config() -> ConfigDict:
     config.judge.batch_size = 64  # requests judged at once, over all devices
     config.judge.streaming = True  # judges groups as they finish; False: after the rollout (docs/judge.md)
     config.judge.weights_int8 = False  # True keeps its matrices in 8 bits: half of bfloat16 (docs/judge.md)
+    config.judge.host_memory = False  # True keeps its weights in the host's memory but when it judges (docs/memory.md)
     config.judge.on_failure = "drop_sample"  # or drop_term_for_group, zero, abort (docs/judge.md)
     config.judge.max_failure_rate = 0.5  # share of the last judgements that may fail; above it the run ends
     config.judge.failure_window = 1024  # so many are the last judgements; until there are as many, none is too many
@@ -255,6 +270,8 @@ def default_config() -> ConfigDict:
     config.optimizer.eps = 1e-8  # added to the root of the latter
     config.optimizer.weight_decay = 1e-3  # times the learning rate: the share that a matrix loses in a step
     config.optimizer.max_grad_norm = 1.0  # a gradient with a larger norm over all parameters is scaled down to it
+    config.optimizer.moments_dtype = "float32"  # of both means; bfloat16 halves them, and rounds them by chance
+    config.optimizer.host_memory = False  # True keeps them in the host's memory but for the update (docs/memory.md)
 
     config.mesh = ConfigDict()  # sizes multiply to the number of devices; -1 is "all that is left"
     config.mesh.data = 1  # ways that split the batch, each with a copy of the parameters
@@ -309,6 +326,9 @@ def validate(config: ConfigDict, *, paths: bool = True) -> None:
         _require(config, field, 0 <= _get(config, field) <= 1, "it must be between 0 and 1")
     advice = "an endpoint is asked about annotations; set judge.path to a Qwen2.5-VL model, or judge.sees to False"
     _require(config, "judge.sees", not (config.judge.sees and is_url(config.judge.path)), advice)
+    both = config.judge.host_memory and config.judge.streaming
+    advice = "its weights would be on the devices all the while that responses are drawn; set judge.streaming to False"
+    _require(config, "judge.host_memory", not both, advice)
     _check_visual_mode(config)
     for field, least in {"prompt_buckets": 1, "window_buckets": 0, "response_buckets": 1}.items():
         _check_buckets(config, f"rollout.{field}", least)
@@ -348,8 +368,21 @@ def check_fields(config: ConfigDict, least: Mapping[str, float]) -> None:
     for field in ("optimizer.b1", "optimizer.b2"):
         _require(config, field, 0 <= _get(config, field) < 1, "it must be at least 0 and below 1")
     _require(config, "optimizer.warmup_fraction", config.optimizer.warmup_fraction <= 1, "it must be at most 1")
+    _check_lora(config)
+    narrow = config.model.attention != "cudnn" or config.model.dtype == "bfloat16"
+    _require(config, "model.attention", narrow, "it computes in bfloat16; set model.dtype to bfloat16")
     highest = config.model.max_pixels
     _require(config, "model.min_pixels", config.model.min_pixels <= highest, f"it is above model.max_pixels, {highest}")
+
+
+def _check_lora(config: ConfigDict) -> None:
+    modules = config.lora.modules
+    known = isinstance(modules, (tuple, list)) and set(modules) <= set(INPUTS)
+    _require(config, "lora.modules", known, f"list some of {', '.join(INPUTS)}")
+    trains = not modules or not config.model.freeze_vision or set(modules) != {"qkv"}
+    _require(config, "lora.modules", trains, "qkv is of the vision tower, which model.freeze_vision leaves as it is")
+    advice = "muon is for whole matrices; set optimizer.name to adamw to train adapters"
+    _require(config, "lora.modules", not modules or config.optimizer.name != "muon", advice)
 
 
 def _present(config: ConfigDict, table: Mapping[str, Any]) -> list[tuple[str, Any]]:

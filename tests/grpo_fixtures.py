@@ -22,7 +22,8 @@ def run_config(**overrides) -> ConfigDict:
         {
             "fidelity": "default",
             "steps": 10,
-            "model": {"dtype": "float32", "remat": "none", "freeze_vision": False},
+            "model": {"dtype": "float32", "remat": "none", "attention": "xla", "freeze_vision": False},
+            "lora": {"modules": (), "rank": 2, "alpha": 3.0},
             "rollout": {
                 "prompts_per_step": 8,
                 "samples_per_prompt": 4,
@@ -63,6 +64,8 @@ def run_config(**overrides) -> ConfigDict:
                 "eps": 1e-3,
                 "weight_decay": 1e-2,
                 "max_grad_norm": 1.0,
+                "moments_dtype": "float32",
+                "host_memory": False,
             },
         }
     )

@@ -268,6 +268,12 @@ def test_an_absent_path_is_named(config, field):
         validate(config)
 
 
+def test_a_judge_in_the_hosts_memory_does_not_judge_while_responses_are_drawn(config):
+    config.judge.host_memory = True
+    with pytest.raises(UserError, match=r"config\.judge\.host_memory = True: .* set judge\.streaming to False"):
+        validate(config)
+
+
 def test_a_judge_that_sees_is_no_address(config):
     config.judge.path, config.judge.sees = "http://localhost:8000/v1", True
     with pytest.raises(
@@ -420,3 +426,19 @@ def test_rows_that_the_devices_do_not_divide_are_noted(config, mesh, noted):
     config.rollout.prompts_per_step, config.judge.batch_size, config.grpo.micro_batch_prompts = 3, 5, 2
     text = arithmetic(config, problems=8, parameters=1, judge_parameters=1, mesh=mesh)
     assert ("note" in text) == noted
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lora.rank": 0}, r"lora\.rank = 0: it must be a number of at least 1"),
+        ({"lora.alpha": 0.0}, r"lora\.alpha = 0\.0: it must be a number above 0"),
+        ({"lora.modules": ("query",)}, r"lora\.modules = \('query',\): list some of q, k, v, qkv, o, gate, up, down"),
+        ({"lora.modules": ("qkv",), "model.freeze_vision": True}, r"lora\.modules = .*: qkv is of the vision tower"),
+        ({"lora.modules": ("q",), "optimizer.name": "muon"}, r"lora\.modules = .*: muon is for whole matrices"),
+    ],
+)
+def test_impossible_adapters_are_refused(config, changes, message):
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(UserError, match=rf"config\.{message}"):
+        validate(config)

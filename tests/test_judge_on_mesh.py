@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 
@@ -48,6 +49,8 @@ class ScriptedEngine:
         self.batches: list[list[str]] = []
         self.shapes: list[tuple[int, int, int]] = []
         self.prefixes: list[str] = []
+
+    on_device = contextlib.nullcontext
 
     def prefix(self, tokens):
         return tokens

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from perception_r1_jax.models.attention import attention, segment_mask
+from perception_r1_jax.models.attention import attention, packed_segments
 
 B, T, HEADS, KV_HEADS, H = 2, 19, 6, 2, 4
 
@@ -108,9 +108,9 @@ def test_bfloat16_stays_bfloat16_forward_and_backward_without_promotion(block):
 
 
 def test_a_segment_sees_itself_and_nothing_of_another():
-    mask = segment_mask(jnp.array([[0, 0, 1, 1, -1], [0, 1, 1, 1, 2]]))
+    mask = packed_segments(jnp.array([[0, 0, 1, 1, -1], [0, 1, 1, 1, 2]])).mask()
     seen = [["".join(".x"[int(seen)] for seen in row) for row in rows] for rows in np.asarray(mask)]
     assert seen == [
-        ["x....", "xx...", "..x..", "..xx.", "....."],
+        ["x....", "xx...", "..x..", "..xx.", "....x"],
         ["x....", ".x...", ".xx..", ".xxx.", "....x"],
     ]

@@ -180,6 +180,25 @@ def plan_of(memory: float = 2**30, **fields):
     return plan_run(small_config(**fields), Target("local", jax.devices()[:4], int(memory), None))
 
 
+def test_what_lies_in_the_hosts_memory_or_is_not_there_is_not_counted():
+    fields = {
+        "optimizer__host_memory": True,
+        "judge__host_memory": True,
+        "judge__streaming": False,
+        "grpo__kl_coefficient": 0.1,
+    }
+    run = plan_of(lora__modules=("q", "up"), lora__rank=2, **fields)
+    programs, problems = run_programs(run)
+    held = {program.name: bytes_by_kind(program.held) for program in programs}
+    assert problems == []
+    assert run.reference is None, "the base is"
+    master, judge = device_bytes(run.state.params), 4 * count_params(run.judge)
+    assert held["train/log_probs"] == held["train/update"]
+    assert held["train/gradient"] == {PARAMETERS: master, OPTIMIZER: 8, CACHE: 0, JUDGE: 0}  # two counts of updates
+    assert held["rollout/decode 2"][JUDGE] == 0
+    assert (held["judge/choose 1"][JUDGE], held["judge/choose 1"][OPTIMIZER]) == (judge, 8)
+
+
 def test_what_lies_beside_a_program_is_counted_with_it():
     run = plan_of(grpo__kl_coefficient=0.1, grpo__updates_per_batch=2, grpo__micro_batch_prompts=2)
     programs, problems = run_programs(run)

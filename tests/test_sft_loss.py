@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from perception_r1_jax.grpo.log_probs import response_log_probs
-from perception_r1_jax.models import compute_logits, embed_prompts, forward, segment_mask
+from perception_r1_jax.models import compute_logits, embed_prompts, forward, packed_segments
 from perception_r1_jax.processing import pack_rows
 from perception_r1_jax.records import PackedBatch
 from perception_r1_jax.sft.loss import summed_loss, summed_scores
@@ -80,7 +80,7 @@ def test_a_segment_sees_nothing_of_another():
     """The gradient of one segment's loss in the embeddings of the row is zero outside of it, and after each token."""
     batch = jax.tree.map(lambda x: x[:1], packed())
     embeddings = embed_prompts(tiny.CONFIG, tiny.params(4.0), batch)
-    mask = segment_mask(batch.segment_ids)
+    mask = packed_segments(batch.segment_ids)
 
     def of_token(x, token):
         return forward(tiny.CONFIG, tiny.params(4.0), x, batch.positions, mask)[0, token].sum()
@@ -119,7 +119,7 @@ def test_scores_against_numpy():
         params,
         embed_prompts(tiny.CONFIG, params, batch),
         batch.positions,
-        segment_mask(batch.segment_ids),
+        packed_segments(batch.segment_ids),
     )
     logits = np.asarray(compute_logits(tiny.CONFIG, params, hidden), np.float64)
     for row, last in ((0, 45), (1, 36), (3, 10)):  # a token that ends a row's text changes no logits before it

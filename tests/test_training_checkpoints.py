@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 
 import grain
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from perception_r1_jax.errors import UserError
+from perception_r1_jax.host_memory import to_device
 from perception_r1_jax.sharding import make_mesh
 from perception_r1_jax.training.checkpoints import Checkpoints
 from perception_r1_jax.training.optimizer import OPTIMIZERS as OPTIMIZER_NAMES
@@ -19,13 +21,17 @@ from perception_r1_jax.training.state import TrainState, abstract_state, state_s
 from tests import tiny
 from tests.grpo_fixtures import run_config
 
-OPTIMIZERS = [make_optimizer(run_config(optimizer__name=name).optimizer, 10) for name in OPTIMIZER_NAMES]
+KINDS = [*itertools.product(OPTIMIZER_NAMES, ["float32"]), ("adamw", "bfloat16")]
+OPTIMIZERS = [
+    make_optimizer(run_config(optimizer__name=name, optimizer__moments_dtype=dtype).optimizer, 10)
+    for name, dtype in KINDS
+]
 OPTIMIZER = OPTIMIZERS[0]
 
 
-def random_state(mesh, step: int, optimizer=OPTIMIZER) -> tuple[TrainState, TrainState]:
+def random_state(mesh, step: int, optimizer=OPTIMIZER, **placing) -> tuple[TrainState, TrainState]:
     """A state with random numbers everywhere, and what it should lie like."""
-    abstract = abstract_state(tiny.CONFIG, optimizer, mesh)
+    abstract = abstract_state(tiny.CONFIG, optimizer, mesh, **placing)
     rng = np.random.default_rng(step)
     state = jax.tree.map(lambda x: np.asarray(rng.normal(size=x.shape) * 100).astype(x.dtype), abstract)
     state = TrainState(state.params, state.opt_state, np.int32(step), np.int32(3), np.float32(0.7))
@@ -40,7 +46,7 @@ def host(tree):
     return jax.tree.map(np.array, tree)
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=OPTIMIZER_NAMES)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=["-".join(kind) for kind in KINDS])
 def test_state_and_data_position_come_back_on_another_mesh(tmp_path, optimizer):
     state, _ = random_state(make_mesh(1, 4, 2), 7, optimizer)
     expected, data = host(state), make_data()
@@ -59,11 +65,16 @@ def test_state_and_data_position_come_back_on_another_mesh(tmp_path, optimizer):
     assert [next(resumed) for _ in range(5)] == following != taken
 
 
-def test_donating_the_state_does_not_touch_a_save_under_way(tmp_path):
+@pytest.mark.parametrize("host_memory", [False, True])
+def test_donating_the_state_does_not_touch_a_save_under_way(host_memory, tmp_path):
     mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
-    state, abstract = random_state(mesh, 1)
+    state, abstract = random_state(mesh, 1, host_memory=host_memory)
     expected = host(state)
-    overwrite = jax.jit(lambda s: jax.tree.map(lambda x: x + jnp.ones((), x.dtype), s), donate_argnums=0)
+    overwrite = jax.jit(
+        lambda s: jax.tree.map(lambda x: x + jnp.ones((), x.dtype), to_device(s)),
+        donate_argnums=0,
+        out_shardings=state_shardings(abstract),
+    )
     with Checkpoints(tmp_path, keep_last=1) as checkpoints:
         checkpoints.save(1, state, make_data())
         for _ in range(3):

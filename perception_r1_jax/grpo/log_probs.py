@@ -88,6 +88,7 @@ def response_log_probs(
     chunk: int = 512,
     entropy_gradient: bool = False,
     remat: str = "none",
+    backend: str = "xla",
 ) -> tuple[Float[Array, "N G C"], Float[Array, "N G C"]]:
     """Log-probability and entropy (`token_log_probs`) of each response token after its prompt.
 
@@ -111,16 +112,18 @@ def response_log_probs(
         chunk: as in `token_log_probs`; the positions are those of all G responses, one after the other.
         entropy_gradient: as in `token_log_probs`.
         remat: what the layers keep for the backward pass (`models.REMAT_POLICIES`).
+        backend: of attention (`models.BACKENDS`).
 
     Returns:
         Both float32; numbers outside the mask are finite and mean nothing, rows of filler prompts included.
     """
     n, g, c = responses.shape
     targets = responses.reshape(n, g * c)
-    parts = [embed_prompts(config, params, prompts, remat=remat), embed_tokens(config, params, targets)]
+    how = {"remat": remat, "backend": backend}
+    parts = [embed_prompts(config, params, prompts, **how), embed_tokens(config, params, targets)]
     embeddings = constrain(jnp.concatenate(parts, axis=1), ("batch", None, None))
     in_prompt = jnp.arange(prompts.tokens.shape[1])[None] < prompts.lengths[:, None]
-    hidden = forward_groups(config, params, embeddings, group_positions(prompts, g, c), in_prompt, mask, remat=remat)
+    hidden = forward_groups(config, params, embeddings, group_positions(prompts, g, c), in_prompt, mask, **how)
     logps, entropy = token_log_probs(
         config,
         params,

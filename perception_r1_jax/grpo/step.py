@@ -23,7 +23,7 @@ from perception_r1_jax.grpo.objective import token_objective
 from perception_r1_jax.models import ModelConfig, Params, cast_params
 from perception_r1_jax.records import PromptBatch, TrainBatch
 from perception_r1_jax.sharding import put_batch, replicated
-from perception_r1_jax.training.state import TrainState, abstract_state, state_shardings, trained_params
+from perception_r1_jax.training.state import TrainState, abstract_state, state_options, state_shardings, trained_params
 from perception_r1_jax.training.update import apply_gradients
 
 
@@ -67,7 +67,7 @@ class TrainStep:
         """
         self._config, self._mesh = config, mesh
         freeze_vision = config.model.freeze_vision
-        shardings = state_shardings(abstract_state(model, optimizer, mesh, freeze_vision=freeze_vision))
+        shardings = state_shardings(abstract_state(model, optimizer, mesh, **state_options(config)))
         grad_shardings = trained_params(shardings.params, freeze_vision=freeze_vision)
         loss_and_grads = jax.value_and_grad(_make_loss(model, config, banned_ids), has_aux=True)
 
@@ -173,6 +173,7 @@ def _log_prob_options(config, banned_ids):
         "banned_ids": tuple(banned_ids),
         "chunk": config.grpo.log_prob_chunk,
         "remat": config.model.remat,
+        "backend": config.model.attention,
     }
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -12,6 +13,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from perception_r1_jax.host_memory import to_device
 from perception_r1_jax.inference.call import Call, Programs
 from perception_r1_jax.inference.choices import Between
 from perception_r1_jax.inference.choosing import Choosing, Chosen, row_levels
@@ -112,10 +114,23 @@ class Engine:
         self._params = None
         self._params = self.reshard(params)
 
-    def read(self, stream: Stream) -> None:
-        """Takes parameters that come one after another (`weights.stream_params`): the model is never held twice."""
+    def read(self, stream: Stream, *, host_memory: bool = False) -> None:
+        """Takes parameters that come one after another (`weights.stream_params`): the model is never held twice.
+
+        With `host_memory` they stay in the memory of the devices' hosts, but for what is done `on_device`.
+        """
         self._params = None
-        self._params = read_params(self.serving, self.mesh, stream)
+        self._params = read_params(self.serving, self.mesh, stream, host_memory=host_memory)
+
+    @contextlib.contextmanager
+    def on_device(self) -> Iterator[None]:
+        """Within it the parameters are on the devices, wherever they lie before and after."""
+        kept = self._params
+        self._params = to_device(kept)
+        try:
+            yield
+        finally:
+            self._params = kept
 
     def unload(self) -> None:
         """Lets go of the parameters, so that their room is free."""

@@ -15,13 +15,16 @@ from flax import traverse_util
 from jax.sharding import AxisType, Mesh
 
 from perception_r1_jax.errors import UserError
+from perception_r1_jax.host_memory import to_host
 from perception_r1_jax.models import (
     Int8,
     ModelConfig,
     Params,
     abstract_params,
+    attach_adapters,
     cast_params,
     logical_axes,
+    merge_adapters,
     quantize_weight,
     quantized_params,
     serving_params,
@@ -53,8 +56,9 @@ class Serving:
     int8: bool = False
 
     def convert(self, params: Params) -> Params:
-        """Parameters as they are trained or read, taken apart and in these dtypes."""
-        params = serving_params(params)  # a layer is cast by itself, not the whole stack
+        """Parameters as they are trained or read, adapters merged, taken apart and in these dtypes."""
+        params = serving_params(attach_adapters(params))  # a layer is merged and cast by itself, not the whole stack
+        params = merge_adapters(params)
         return quantized_params(self.config, params, self.dtype) if self.int8 else cast_params(params, self.dtype)
 
     @functools.cached_property
@@ -97,15 +101,18 @@ Stream = Callable[[Mesh, np.dtype | None], Iterable[tuple[tuple[str | int, ...],
 """(serving mesh, dtype or None for that of the file) -> place among the `serving_params`, parameter on that mesh."""
 
 
-def read_params(serving: Serving, mesh: Mesh, stream: Stream) -> Params:
-    """The weights that serve from parameters that come one after another, so that they are never held twice."""
+def read_params(serving: Serving, mesh: Mesh, stream: Stream, *, host_memory: bool = False) -> Params:
+    """The weights that serve from parameters that come one after another, so that they are never held twice.
+
+    With `host_memory` each goes on to the memory of the devices' hosts before the next one comes.
+    """
     axes = traverse_util.flatten_dict(logical_axes(serving.config, serving=True, int8=serving.int8))
     summed = traverse_util.flatten_dict(summed_axes(serving.config))
     kept = {}
     for path, x in stream(mesh, None if serving.int8 else serving.dtype):
         if serving.int8:
             x = _keeper(serving.dtype, summed[path], mesh, axes[path])(x)
-        kept[path] = x
+        kept[path] = to_host(x) if host_memory else x
     return traverse_util.unflatten_dict(kept)
 
 

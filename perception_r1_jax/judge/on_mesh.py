@@ -23,6 +23,7 @@ from jax.typing import DTypeLike
 
 from perception_r1_jax.data.errors import DroppedProblem
 from perception_r1_jax.errors import UserError
+from perception_r1_jax.host_memory import check_host_memory
 from perception_r1_jax.inference import Engine
 from perception_r1_jax.judge.answers import Answer, ChosenAnswers, FreeAnswers, no_answer
 from perception_r1_jax.judge.call import AnyJudge, JudgeCall, Judging, never_stop
@@ -116,9 +117,9 @@ class Judge(AnyJudge):
         "too_long" (the prompt, which is never cut), "too_many" (verdicts for max_new_tokens), "bad_picture" (absent,
         damaged, or not as many as the question has markers), "not_finite" (the model's logits).
         """
-        call = self.begin()
-        call.add(requests)
-        return call.answers()
+        with self.begin() as call:
+            call.add(requests)
+            return call.answers()
 
     def read_messages(self, messages: object) -> JudgeRequest:
         """The request that this judge writes as these messages. Raises as `JudgePrompt.read_messages`."""
@@ -204,9 +205,11 @@ class MeshCall(JudgeCall):
         self._counts: list[int] = []
         self._answers: list[_Ask | Answer] = []
         self._waiting: dict[tuple[int, int, int, bool], list[_Ask]] = defaultdict(list)
+        self._fetch_weights = True
+        self._weights = contextlib.ExitStack()  # holds them on the devices, from the first batch to the call's end
 
-    def __exit__(self, *_: object) -> None:
-        """Nothing is under way between its calls."""
+    def __exit__(self, *error: object) -> None:
+        self._weights.__exit__(*error)
 
     def add(self, requests: Sequence[AnyRequest]) -> None:
         """As of `JudgeCall`; batches that are full now are judged before it returns."""
@@ -232,6 +235,9 @@ class MeshCall(JudgeCall):
 
     def _run(self, bucket: tuple[int, int, int, bool]) -> None:
         self._check()
+        if self._fetch_weights:
+            self._weights.enter_context(self._judge._engine.on_device())
+            self._fetch_weights = False
         batch = self._waiting.pop(bucket)
         for ask, answer in zip(batch, self._judge._answer(batch)):
             self._answers[ask.index] = answer
@@ -252,6 +258,7 @@ def load_judge(
     max_pixels: int | None = None,
     dtype: DTypeLike = jnp.bfloat16,
     weights_int8: bool = False,
+    host_memory: bool = False,
     fidelity: str = "default",
 ) -> Judge:
     """The judge in any directory that holds a model; on a mesh of all devices where none is given.
@@ -259,15 +266,18 @@ def load_judge(
     Args as in `config.judge`, pixel limits as in `config.model`: None stands for those of the judge's own directory.
 
     Raises:
-        UserError: the judge is to see, and its model cannot. Also what reading model, tokenizer and prompt raises.
+        UserError: the judge is to see, and its model cannot; or the devices lack the memory that the weights are to lie
+            in. Also what reading model, tokenizer and prompt raises.
     """
     mesh = make_mesh() if mesh is None else mesh
+    if host_memory:
+        check_host_memory("judge.host_memory", mesh)
     model_dir = locate_model(directory).model_dir
     config = load_config(model_dir)
     if sees:
         check_sees(config, directory)
     engine = Engine(config, None, mesh, dtype=dtype, weights_int8=weights_int8)
-    engine.read(functools.partial(stream_params, directory, config))
+    engine.read(functools.partial(stream_params, directory, config), host_memory=host_memory)
     return Judge(
         engine,
         Processor.from_directory(

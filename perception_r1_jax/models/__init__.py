@@ -3,12 +3,22 @@
 Outside of this folder only these pure functions are seen, never a module.
 """
 
-from perception_r1_jax.models.attention import causal_mask, segment_mask
+from perception_r1_jax.models.attention import BACKENDS, Segments, causal_mask, check_backend, packed_segments
 from perception_r1_jax.models.blocks import map_blocks
 from perception_r1_jax.models.cache import KeyValues, token_bytes
 from perception_r1_jax.models.cached_attention import Tables
 from perception_r1_jax.models.config import ModelConfig, VisionConfig, load_config
 from perception_r1_jax.models.layers import REMAT_POLICIES
+from perception_r1_jax.models.lora import (
+    ADAPTERS,
+    Adapters,
+    LoraConfig,
+    attach_adapters,
+    base_params,
+    init_adapters,
+    merge_adapters,
+    narrow_matrices,
+)
 from perception_r1_jax.models.prefix import Prefix
 from perception_r1_jax.models.quantized import Int8, quantize_weight
 from perception_r1_jax.models.qwen2_5_vl import (
@@ -34,17 +44,25 @@ from perception_r1_jax.models.qwen2_5_vl import (
 )
 
 __all__ = [
+    "ADAPTERS",
+    "BACKENDS",
     "REMAT_POLICIES",
+    "Adapters",
     "Int8",
     "KeyValues",
+    "LoraConfig",
     "ModelConfig",
     "Params",
     "Prefix",
+    "Segments",
     "Tables",
     "VisionConfig",
     "abstract_params",
+    "attach_adapters",
+    "base_params",
     "cast_params",
     "causal_mask",
+    "check_backend",
     "compute_logits",
     "count_params",
     "decode_step",
@@ -54,15 +72,18 @@ __all__ = [
     "extend",
     "forward",
     "forward_groups",
+    "init_adapters",
     "init_params",
     "load_config",
     "logical_axes",
     "map_blocks",
+    "merge_adapters",
+    "narrow_matrices",
+    "packed_segments",
     "prefill",
     "prefill_prefix",
     "quantize_weight",
     "quantized_params",
-    "segment_mask",
     "serving_params",
     "summed_axes",
     "token_bytes",

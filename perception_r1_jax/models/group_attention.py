@@ -20,9 +20,9 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from perception_r1_jax.models.attention import LEAST, QUERY_BLOCK, attention, causal_mask
+from perception_r1_jax.models.attention import LEAST, QUERY_BLOCK, Segments, attention, packed_segments
 from perception_r1_jax.models.blocks import map_blocks
 from perception_r1_jax.records import AnyArray
 
@@ -33,10 +33,12 @@ def group_attention(
     v: Float[Array, "N T kv_heads H"],
     in_prompt: Bool[AnyArray, "N L"],
     in_response: Bool[AnyArray, "N G C"],
+    backend: str = "xla",
 ) -> Float[Array, "N T heads H"]:
     """Grouped-query attention of rows of T = L + G C tokens; softmax in float32.
 
-    The backward pass makes the scores again, and at most `QUERY_BLOCK` queries of a row have them at a time.
+    By XLA the backward pass makes the scores again, and at most `QUERY_BLOCK` queries of a row have them at a time. The
+    other backends know no keys that several rows share: each response is a row that begins with its prompt's keys.
 
     Args:
         q: queries of the row's tokens.
@@ -44,9 +46,17 @@ def group_attention(
         v: their values.
         in_prompt: which tokens of L are the prompt's, not padding.
         in_response: which tokens of C are each response's.
+        backend: as of `attention`.
     """
     length, (n, g, c) = in_prompt.shape[1], in_response.shape
-    of_prompt = attention(q[:, :length], k[:, :length], v[:, :length], causal_mask(in_prompt))
+    prompt, own = (jnp.where(x, 0, -1) for x in (in_prompt, in_response))
+    of_prompt = attention(q[:, :length], k[:, :length], v[:, :length], packed_segments(prompt), backend)
+    if backend != "xla":
+        segments = Segments(own.reshape(n * g, c), _after_prompt(prompt, own), causal=True)
+        queries = q[:, length:].reshape(n * g, c, *q.shape[2:])
+        keys, values = (_after_prompt(x[:, :length], x[:, length:].reshape(n, g, c, *x.shape[2:])) for x in (k, v))
+        of_responses = attention(queries, keys, values, segments, backend)
+        return jnp.concatenate([of_prompt, of_responses.reshape(n, g * c, *q.shape[2:])], axis=1)
 
     def responses(x):  # [N, C, G, ...]
         return jnp.swapaxes(x[:, length:].reshape(n, g, c, *x.shape[2:]), 1, 2)
@@ -57,6 +67,13 @@ def group_attention(
     index = jnp.broadcast_to(jnp.arange(c)[None], (n, c))
     of_responses = map_blocks(attend, (responses(q), index), min(max(QUERY_BLOCK // g, 1), c))
     return jnp.concatenate([of_prompt, jnp.swapaxes(of_responses, 1, 2).reshape(n, g * c, *q.shape[2:])], axis=1)
+
+
+def _after_prompt(prompt: Shaped[Array, "N L *D"], own: Shaped[Array, "N G C *D"]) -> Shaped[Array, "NG LC *D"]:
+    """A row for each response, its prompt in front."""
+    n, g, *_ = own.shape
+    prompts = jnp.broadcast_to(prompt[:, None], (n, g, *prompt.shape[1:]))
+    return jnp.concatenate([prompts, own], axis=2).reshape(n * g, -1, *own.shape[3:])
 
 
 def _attend(

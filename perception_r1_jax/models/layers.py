@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Key
 
-from perception_r1_jax.models.quantized import contract
+from perception_r1_jax.models.lora import contract_adapted
 
 _initializer = nnx.initializers.normal(0.02)
 
@@ -47,7 +47,7 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(shape[contract:]), logical_axes=tuple(axes[contract:])) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = contract(x, self.kernel.get_value(), self.contract)
+        y = contract_adapted(x, self.kernel.get_value(), self.contract)
         if self.bias is None:
             return y
         return y + jnp.broadcast_to(self.bias[...], y.shape)

@@ -12,12 +12,13 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from perception_r1_jax.models.attention import attention
+from perception_r1_jax.models.attention import Segments, attention
 from perception_r1_jax.models.cache import KeyValues
 from perception_r1_jax.models.cached_attention import Tables
 from perception_r1_jax.models.config import ModelConfig
 from perception_r1_jax.models.decoder import Decoder
 from perception_r1_jax.models.group_attention import group_attention
+from perception_r1_jax.models.lora import Adapted, attach_adapters
 from perception_r1_jax.models.prefix import Prefix
 from perception_r1_jax.models.quantized import Int8, quantize_weight
 from perception_r1_jax.models.vision import VisionTower
@@ -41,12 +42,13 @@ def _skeleton(config: ModelConfig, serving: bool = False):
 
 
 def _model(config: ModelConfig, params: Params) -> Qwen2_5_VL:
+    params = attach_adapters(params)
     graph, state = _skeleton(config, serving=0 in params["decoder"]["layers"])
     variables = nnx.map_state(lambda path, variable: variable.replace(_at(params, path)), state)
     return nnx.merge(graph, variables)
 
 
-def _at(tree: Params, path: tuple[str | int, ...]) -> jax.Array | Int8:
+def _at(tree: Params, path: tuple[str | int, ...]) -> jax.Array | Int8 | Adapted:
     return functools.reduce(lambda node, name: node[name], path, tree)
 
 
@@ -122,16 +124,26 @@ def embed_tokens(config: ModelConfig, params: Params, tokens: Int[AnyArray, "*B"
 
 
 def encode_images(
-    config: ModelConfig, params: Params, prompts: PromptBatch | PackedBatch, *, remat: str = "none"
+    config: ModelConfig,
+    params: Params,
+    prompts: PromptBatch | PackedBatch,
+    *,
+    remat: str = "none",
+    backend: str = "xla",
 ) -> Float[Array, "N units D"]:
     """Image features of each row by merge-unit slot, [N, 16 W, D]."""
     return _model(config, params).vision(
-        prompts.patches, prompts.patch_positions, prompts.patch_valid, prompts.image_ids, remat
+        prompts.patches, prompts.patch_positions, prompts.patch_valid, prompts.image_ids, remat, backend
     )
 
 
 def embed_prompts(
-    config: ModelConfig, params: Params, prompts: PromptBatch | PackedBatch, *, remat: str = "none"
+    config: ModelConfig,
+    params: Params,
+    prompts: PromptBatch | PackedBatch,
+    *,
+    remat: str = "none",
+    backend: str = "xla",
 ) -> Float[Array, "N L D"]:
     """Embeddings of rows with the image features in their places. Each picture is encoded once.
 
@@ -143,7 +155,7 @@ def embed_prompts(
         return embeddings
     if config.vision is None:
         raise ValueError("a text-only model was given pictures; use a qwen2_5_vl checkpoint.")
-    features = encode_images(config, params, prompts, remat=remat)
+    features = encode_images(config, params, prompts, remat=remat, backend=backend)
     slots = jnp.maximum(prompts.image_slots, 0)[..., None]
     placed = jnp.take_along_axis(features, slots, axis=1)
     return jnp.where((prompts.image_slots >= 0)[..., None], placed, embeddings)
@@ -154,12 +166,13 @@ def forward(
     params: Params,
     embeddings: Float[Array, "B T D"],
     positions: Int[AnyArray, "B 3 T"],
-    mask: Bool[AnyArray, "B T T"],
+    mask: Bool[AnyArray, "B T T"] | Segments,
     *,
     remat: str = "none",
+    backend: str = "xla",
 ) -> Float[Array, "B T D"]:
     """Hidden states after the final norm. mask[b, t, s] says whether token t may attend to token s."""
-    attend = functools.partial(attention, mask=mask)
+    attend = functools.partial(attention, mask=mask, backend=backend)
     return _model(config, params).decoder.forward(embeddings, positions, attend, remat)
 
 
@@ -172,9 +185,10 @@ def forward_groups(
     in_response: Bool[AnyArray, "N G C"],
     *,
     remat: str = "none",
+    backend: str = "xla",
 ) -> Float[Array, "N T D"]:
     """Hidden states after the final norm of rows of a prompt and G responses to it (`group_attention`)."""
-    attend = functools.partial(group_attention, in_prompt=in_prompt, in_response=in_response)
+    attend = functools.partial(group_attention, in_prompt=in_prompt, in_response=in_response, backend=backend)
     return _model(config, params).decoder.forward(embeddings, positions, attend, remat)
 
 

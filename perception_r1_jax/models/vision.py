@@ -6,12 +6,14 @@ attention is a batch over windows, and full attention one over all slots of a pr
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from perception_r1_jax.models.attention import attention
+from perception_r1_jax.models.attention import Segments, attention
 from perception_r1_jax.models.config import VisionConfig
 from perception_r1_jax.models.layers import GatedMLP, Linear, RMSNorm, layer_flags, scan_layers, stack_layers
 from perception_r1_jax.models.rope import rotate, vision_angles
@@ -35,29 +37,30 @@ class VisionAttention(nnx.Module):
         valid: Bool[AnyArray, "N W 64"],
         image_ids: Int[AnyArray, "N W"],
         full: Bool[Array, ""],
+        backend: str = "xla",
     ) -> Float[Array, "N W 64 hidden"]:
         q, k, v = jnp.moveaxis(self.qkv(x), 3, 0)
         q, k = rotate(q, angles), rotate(k, angles)
-        # What a branch keeps for the backward pass is kept for every layer of the scan: masks, and scores if they fit.
-        pictures = jax.checkpoint(_attend_pictures, prevent_cse=False)
+        # What a branch keeps for the backward pass is kept for every layer of the scan.
+        pictures = jax.checkpoint(functools.partial(_attend_pictures, backend=backend), prevent_cse=False)
         out = jax.lax.cond(full, pictures, _attend_windows, q, k, v, valid, image_ids)
         return self.o(out)
 
 
 def _attend_windows(q, k, v, valid, image_ids):
-    """Each window by itself."""
+    """Each window by itself: 64 keys, fewer than any other backend takes at a time."""
     n, w, slots, heads, head = q.shape
     q, k, v = (x.reshape(n * w, slots, heads, head) for x in (q, k, v))
-    return attention(q, k, v, valid.reshape(n * w, 1, slots)).reshape(n, w, slots, heads, head)
+    slot = jnp.where(valid, 0, -1).reshape(n * w, slots)
+    return attention(q, k, v, Segments(slot, slot, causal=False)).reshape(n, w, slots, heads, head)
 
 
-def _attend_pictures(q, k, v, valid, image_ids):
+def _attend_pictures(q, k, v, valid, image_ids, backend):
     """Each picture by itself."""
     n, w, slots, heads, head = q.shape
     q, k, v = (x.reshape(n, w * slots, heads, head) for x in (q, k, v))
     picture = jnp.where(valid, image_ids[:, :, None], -1).reshape(n, w * slots)
-    mask = (picture[:, :, None] == picture[:, None, :]) & (picture >= 0)[:, None, :]
-    return attention(q, k, v, mask).reshape(n, w, slots, heads, head)
+    return attention(q, k, v, Segments(picture, picture, causal=False), backend).reshape(n, w, slots, heads, head)
 
 
 class VisionLayer(nnx.Module):
@@ -76,8 +79,9 @@ class VisionLayer(nnx.Module):
         valid: Bool[AnyArray, "N W 64"],
         image_ids: Int[AnyArray, "N W"],
         full: Bool[Array, ""],
+        backend: str = "xla",
     ) -> Float[Array, "N W 64 hidden"]:
-        x = x + self.attention(self.norm1(x), angles, valid, image_ids, full)
+        x = x + self.attention(self.norm1(x), angles, valid, image_ids, full, backend)
         return x + self.mlp(self.norm2(x))
 
 
@@ -112,6 +116,7 @@ class VisionTower(nnx.Module):
         valid: Bool[AnyArray, "N W 64"],
         image_ids: Int[AnyArray, "N W"],
         remat: str = "none",
+        backend: str = "xla",
     ) -> Float[Array, "N units D"]:
         """Image features by merge-unit slot, [N, 16 W, D]."""
         config = self.config
@@ -119,7 +124,7 @@ class VisionTower(nnx.Module):
         x = self.patch_embed(jnp.asarray(patches, self.patch_embed.kernel.dtype))
 
         def body(layer, x, full):
-            return constrain(layer(x, angles, valid, image_ids, full), ("batch", None, None, None)), None
+            return constrain(layer(x, angles, valid, image_ids, full, backend), ("batch", None, None, None)), None
 
         is_full = jnp.asarray(layer_flags(config.depth, config.full_attention_layers))
         x, _ = scan_layers(self.layers, body, x, is_full, remat)

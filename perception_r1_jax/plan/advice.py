@@ -26,7 +26,7 @@ def advise(run: PlannedRun, measured: Measured) -> list[Setting]:
     """Settings that help a program that does not fit, those that free most first; all of them may be needed."""
     stage = measured.name.split("/")[0]
     found = _of_training(run, measured) if stage == "train" else _of_serving(run, measured, stage)
-    return sorted([*found, *_of_state(run, measured)], key=lambda setting: -setting.frees)
+    return sorted([*found, *_of_state(run, measured), *_to_host(measured)], key=lambda setting: -setting.frees)
 
 
 def _of_state(run: PlannedRun, measured: Measured) -> Iterator[Setting]:
@@ -39,6 +39,10 @@ def _of_state(run: PlannedRun, measured: Measured) -> Iterator[Setting]:
         yield Setting(
             "config.optimizer.name=muon, with one moment for the layers' matrices", measured.bytes[OPTIMIZER] // 2
         )
+    if run.config.optimizer.moments_dtype == "float32" and measured.bytes[OPTIMIZER]:
+        yield Setting("config.optimizer.moments_dtype=bfloat16", measured.bytes[OPTIMIZER] // 2)
+    if not run.config.lora.modules and measured.bytes[OPTIMIZER]:
+        yield Setting("config.lora.modules=(...), adapters in place of the parameters", measured.bytes[OPTIMIZER])
     if measured.bytes[JUDGE] and not run.config.judge.weights_int8:
         yield Setting("config.judge.weights_int8=True", measured.bytes[JUDGE] // 2)
     if measured.bytes[JUDGE]:
@@ -46,6 +50,15 @@ def _of_state(run: PlannedRun, measured: Measured) -> Iterator[Setting]:
     if measured.bytes[OPTIMIZER]:
         split = device_bytes((run.state.params, run.state.opt_state))
         yield Setting(f"twice as many devices ({2 * devices})", split // 2)
+
+
+def _to_host(measured: Measured) -> Iterator[Setting]:
+    """What can lie in the host's memory meanwhile; the moments come to the device within the update."""
+    if measured.bytes[OPTIMIZER]:
+        updates = measured.name == "train/update"
+        yield Setting("config.optimizer.host_memory=True", 0 if updates else measured.bytes[OPTIMIZER])
+    if measured.bytes[JUDGE] and not measured.name.startswith("judge/"):
+        yield Setting("config.judge.host_memory=True and config.judge.streaming=False", measured.bytes[JUDGE])
 
 
 def _of_training(run: PlannedRun, measured: Measured) -> Iterator[Setting]:
@@ -62,7 +75,7 @@ def _of_training(run: PlannedRun, measured: Measured) -> Iterator[Setting]:
     logits = max(rows // ways, 1) * chunk * run.policy.vocab_size * 4
     if chunk > 1:
         yield Setting(f"config.grpo.log_prob_chunk={chunk // 2}", logits)
-    if not config.model.freeze_vision and run.policy.vision:
+    if not config.model.freeze_vision and not config.lora.modules and run.policy.vision:
         vision = (run.state.params["vision"],)
         yield Setting("config.model.freeze_vision=True", 3 * device_bytes(vision))
 

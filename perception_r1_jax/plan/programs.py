@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from perception_r1_jax.host_memory import is_on_host
+
 PARAMETERS, OPTIMIZER, CACHE, JUDGE = "parameters", "optimizer", "kv_cache", "judge"
 KINDS = (PARAMETERS, OPTIMIZER, CACHE, JUDGE)
 """What lies on the devices from one program to the next. All else that a program takes counts as activations."""
@@ -55,9 +57,9 @@ def bytes_by_kind(held: Held) -> dict[str, int]:
 
 
 def device_bytes(tree: Any) -> int:
-    """Bytes of a device's share of arrays that have a shape, a dtype and a sharding."""
+    """Bytes of a device's share of arrays that have a shape, a dtype and a sharding; none in the host's memory."""
 
     def size(x):
-        return math.prod(x.sharding.shard_shape(x.shape)) * jnp.dtype(x.dtype).itemsize
+        return 0 if is_on_host(x.sharding) else math.prod(x.sharding.shard_shape(x.shape)) * jnp.dtype(x.dtype).itemsize
 
     return sum(size(x) for x in jax.tree.leaves(tree))

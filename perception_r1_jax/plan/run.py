@@ -17,7 +17,16 @@ from perception_r1_jax.grpo.step import LogProbs, TrainStep
 from perception_r1_jax.inference import Engine
 from perception_r1_jax.inference.rollout import make_engine
 from perception_r1_jax.judge.pictures import check_sees
-from perception_r1_jax.models import ModelConfig, Params, Prefix, abstract_params, flops, logical_axes
+from perception_r1_jax.models import (
+    ModelConfig,
+    Params,
+    Prefix,
+    abstract_params,
+    base_params,
+    check_backend,
+    flops,
+    logical_axes,
+)
 from perception_r1_jax.plan import shapes
 from perception_r1_jax.plan.choosing import ChoiceCalls, choosing_programs
 from perception_r1_jax.plan.models import model_shapes
@@ -28,7 +37,7 @@ from perception_r1_jax.processing import bucket_size
 from perception_r1_jax.sharding import abstract_batch, make_mesh, replicated, tree_shardings
 from perception_r1_jax.training.judge import judge_family
 from perception_r1_jax.training.optimizer import make_optimizer
-from perception_r1_jax.training.state import TrainState, abstract_state, trained_params
+from perception_r1_jax.training.state import TrainState, abstract_state, state_options, trained_params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +50,7 @@ class PlannedRun:
         policy: the policy's shapes.
         judge: the judge's; None without one.
         state: parameters and optimizer.
-        reference: the reference policy's parameters; None without a KL term.
+        reference: the reference policy's parameters; None without a KL term, or where adapters are trained beside them.
         rollouts: the engine of rollouts, and of evaluation.
         judging: the judge's engine; None without one.
         problems: what keeps the run from starting as the config says, though its programs may be compiled.
@@ -62,9 +71,11 @@ def plan_run(config: ConfigDict, target: Target) -> PlannedRun:
     """The run of a resolved config on these devices.
 
     Raises:
-        UserError: a model that is not known, or a mesh or an engine that the devices cannot hold.
+        UserError: a model that is not known, a mesh or an engine that the devices cannot hold, or attention that they
+            do not have.
     """
     mesh = make_mesh(**config.mesh, devices=target.devices)
+    check_backend(config.model.attention, mesh.devices.flat[0].platform)
     dtype, problems = jnp.dtype(config.model.dtype), []
     policy = model_shapes("model.path", config.model.path, config.model.tokenizer, "qwen2_5_vl")
     judge = None
@@ -87,8 +98,13 @@ def plan_run(config: ConfigDict, target: Target) -> PlannedRun:
         mesh=mesh,
         policy=policy,
         judge=judge,
-        state=abstract_state(policy, optimizer, mesh, freeze_vision=config.model.freeze_vision),
-        reference=stored_params(policy, mesh, dtype) if has_kl(config.grpo) else None,
+        state=abstract_state(
+            policy,
+            optimizer,
+            mesh,
+            **state_options(config),
+        ),
+        reference=stored_params(policy, mesh, dtype) if has_kl(config.grpo) and not config.lora.modules else None,
         rollouts=_at_all_costs(rollouts, "the policy", problems),
         judging=_at_all_costs(judging, "the judge", problems) if judge else None,
         problems=tuple(problems),
@@ -128,20 +144,24 @@ def run_programs(run: PlannedRun) -> tuple[list[Program], list[str]]:
             programs += make(each)
         except UserError as error:
             problems.append(f"{each.name}: {error}")
-    if run.reference is not None:
-        programs.append(_log_probs(run, "train/log_probs", run.reference))
+    if has_kl(run.config.grpo):
+        programs.append(_log_probs(run, "train/log_probs", run.reference or base_params(run.state.params)))
     if run.config.grpo.updates_per_batch > 1:
         programs.append(_log_probs(run, "train/old_log_probs", run.state.params))
     return [*programs, *_train_step(run)], problems
 
 
 def _kept(run: PlannedRun) -> Held:
-    """What lies on the devices throughout."""
+    """What lies on the devices throughout; the judge, where it comes to them only to judge, does not."""
     return {
         PARAMETERS: (run.state.params, run.reference),
         OPTIMIZER: run.state.opt_state,
-        JUDGE: (served_params(run.judging), _judge_prefix(run)) if run.judge else None,
+        JUDGE: _kept_of_judge(run) if run.judge else None,
     }
+
+
+def _kept_of_judge(run: PlannedRun) -> tuple[Params | None, Prefix | None]:
+    return None if run.config.judge.host_memory else served_params(run.judging), _judge_prefix(run)
 
 
 def _judge_prefix(run: PlannedRun) -> Prefix | None:
@@ -215,14 +235,15 @@ def _train_step(run: PlannedRun) -> list[Program]:
     sums = jax.eval_shape(step.gradient, params, *counters, grads, batch, weights)[1]
     everywhere = replicated(run.mesh)
     sums = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), sums)
-    backward = 1 if run.config.model.freeze_vision else 3
+    text = 2 if run.config.lora.modules else 3  # frozen matrices have no gradient of their own
+    vision = 1 if run.config.model.freeze_vision else text
     gradient = Program(
         name="train/gradient",
         mesh=run.mesh,
         lower=lambda: step.gradient.lower(params, *counters, grads, batch, weights),
         held=_kept(run),
         given={PARAMETERS: params},
-        useful_flops=(3 * _text_flops(run) + backward * _vision_flops(run)) / shapes.micro_batches(run.config),
+        useful_flops=(text * _text_flops(run) + vision * _vision_flops(run)) / shapes.micro_batches(run.config),
     )
     update = Program(
         name="train/update",

@@ -42,6 +42,7 @@ def sft_config() -> ConfigDict:
     config.data.prefetch = 64  # conversations prepared ahead of the step, pictures decoded; 0: each when it is needed
 
     config.model = shared.model  # the model to train, a Qwen2.5-VL or a Qwen2.5
+    config.lora = shared.lora  # adapters trained in its place
 
     config.sft = ConfigDict()  # how conversations are packed, and the loss
     config.sft.row_tokens = 4096  # tokens of a row; a longer conversation is dropped and named

@@ -16,14 +16,20 @@ from perception_r1_jax.models import (
     embed_prompts,
     forward,
     map_blocks,
-    segment_mask,
+    packed_segments,
 )
 from perception_r1_jax.records import PackedBatch
 from perception_r1_jax.sharding import constrain
 
 
 def summed_loss(
-    config: ModelConfig, params: Params, batch: PackedBatch, *, chunk: int, remat: str = "none"
+    config: ModelConfig,
+    params: Params,
+    batch: PackedBatch,
+    *,
+    chunk: int,
+    remat: str = "none",
+    backend: str = "xla",
 ) -> Float[Array, ""]:
     """Negative log-likelihood in nats, summed over the tokens that `batch.loss_mask` marks.
 
@@ -34,12 +40,12 @@ def summed_loss(
         logps, _ = target_log_probs(logits, targets)
         return (-logps,)
 
-    (loss,) = _sum_over_marked(config, params, batch, losses, chunk, remat)
+    (loss,) = _sum_over_marked(config, params, batch, losses, chunk, remat=remat, backend=backend)
     return loss
 
 
 def summed_scores(
-    config: ModelConfig, params: Params, batch: PackedBatch, *, chunk: int
+    config: ModelConfig, params: Params, batch: PackedBatch, *, chunk: int, backend: str = "xla"
 ) -> dict[str, Float[Array, ""]]:
     """Sums over the marked tokens: `loss` as in `summed_loss`, `token_accuracy` and their number, `tokens`.
 
@@ -51,19 +57,19 @@ def summed_scores(
         best = jnp.max(logits, axis=-1) - normaliser
         return -logps, (logps >= best).astype(jnp.float32)
 
-    loss, right = _sum_over_marked(config, params, batch, scores, chunk, "none")
+    loss, right = _sum_over_marked(config, params, batch, scores, chunk, backend=backend)
     return {"loss": loss, "token_accuracy": right, "tokens": jnp.sum(batch.loss_mask, dtype=jnp.float32)}
 
 
 def _sum_over_marked(
-    config: ModelConfig, params: Params, batch: PackedBatch, score: Callable[..., tuple], chunk: int, remat: str
+    config: ModelConfig, params: Params, batch: PackedBatch, score: Callable[..., tuple], chunk: int, **how: str
 ) -> tuple[Float[Array, ""], ...]:
     """Sums of what `score` makes of (logits [R, chunk, V] before tokens, these tokens [R, chunk]), arrays [R, chunk].
 
     The marked tokens of each row are brought to its front: the chunks behind them have none, and make no logits.
     """
-    embeddings = constrain(embed_prompts(config, params, batch, remat=remat), ("batch", None, None))
-    hidden = forward(config, params, embeddings, batch.positions, segment_mask(batch.segment_ids), remat=remat)
+    embeddings = constrain(embed_prompts(config, params, batch, **how), ("batch", None, None))
+    hidden = forward(config, params, embeddings, batch.positions, packed_segments(batch.segment_ids), **how)
     order = jnp.argsort(~jnp.asarray(batch.loss_mask[:, 1:]), axis=1, stable=True)
     before = jnp.take_along_axis(hidden[:, :-1], order[..., None], axis=1)
     targets, marked = (jnp.take_along_axis(x[:, 1:], order, axis=1) for x in (batch.tokens, batch.loss_mask))

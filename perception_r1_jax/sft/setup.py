@@ -14,7 +14,7 @@ from rich.console import Console
 
 from perception_r1_jax.data import load_conversations
 from perception_r1_jax.data.conversations import WORLD
-from perception_r1_jax.models import Params, count_params, load_config
+from perception_r1_jax.models import Params, check_backend, count_params, load_config
 from perception_r1_jax.processing import Processor
 from perception_r1_jax.records import Conversation, PackedBatch
 from perception_r1_jax.sft.batches import PackedBatches, make_batches
@@ -92,6 +92,7 @@ def prepare(config: ConfigDict, workdir: Path) -> SftRun:
         config, processor, conversations, shuffle=config.data.shuffle, epochs=None, prefetch=config.data.prefetch
     )
     mesh = make_mesh(**config.mesh)
+    check_backend(config.model.attention, mesh.devices.flat[0].platform)
     console.print(arithmetic(config, parameters=count_params(model), mesh=dict(mesh.shape)))
     hashed = itertools.islice(conversations, HASHED) if config.data.path in WORLD else conversations
     record = make_record(config, data=hash_conversations(hashed), model=hash_files(model_dir))

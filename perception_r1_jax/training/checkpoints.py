@@ -1,6 +1,7 @@
 """Checkpoints of a run: one folder per step, each complete or absent.
 
-    <directory>/<step>/params      float32 parameters, alone enough for an export
+    <directory>/<step>/params      float32 parameters, adapters merged: alone enough for an export
+                      /adapters    those of a run that trains them, apart
                       /optimizer   the optimizer's state
                       /counters    step, skipped, kl_scale
                       /data        the data iterator's position
@@ -16,9 +17,12 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
 from perception_r1_jax.errors import UserError
+from perception_r1_jax.models import ADAPTERS, Params, base_params, cast_params, merge_adapters
 from perception_r1_jax.training.state import TrainState
 
 REASON = 300
@@ -68,11 +72,13 @@ class Checkpoints:
         if step in self.steps:
             return
         metrics = {"metric": float(metric)} if math.isfinite(metric) else None
-        checkpointables = {**_checkpointables(state), "data": data}
+        checkpointables = {**_trained(state), "params": _exported(state.params), "data": data}
         self._checkpointer.save_checkpointables_async(step, checkpointables, force=True, metrics=metrics)
 
     def restore(self, step: int, abstract: TrainState, data: ocp.StatefulCheckpointable) -> TrainState:
         """The state after `step`, laid out as `abstract` says, on whatever mesh; `data` is set to its position.
+
+        With adapters it has their parameters alone: those that they were merged with are the starting model's.
 
         Raises:
             FileNotFoundError: there is no such checkpoint.
@@ -83,7 +89,7 @@ class Checkpoints:
         if step not in self.steps:
             raise FileNotFoundError(f"{directory} has no checkpoint of step {step}; it has steps {self.steps}.")
         try:
-            loaded = self._checkpointer.load_checkpointables(step, {**_checkpointables(abstract), "data": data})
+            loaded = self._checkpointer.load_checkpointables(step, {**_trained(abstract), "data": data})
         except KeyError as error:  # what orbax raises whatever went wrong; the cause is below it
             raise UserError(
                 f"the checkpoint {directory / str(step)} cannot be read into this run's state: "
@@ -91,7 +97,8 @@ class Checkpoints:
                 f"settings it was saved with, or choose an empty workdir. A damaged checkpoint can be removed: "
                 "the run then goes on from the one before."
             ) from error
-        return TrainState(loaded["params"], loaded["optimizer"], **loaded["counters"])
+        params = {ADAPTERS: loaded[ADAPTERS]} if ADAPTERS in loaded else loaded["params"]
+        return TrainState(params, loaded["optimizer"], **loaded["counters"])
 
     def wait(self) -> None:
         """Returns when the last save is complete; raises what went wrong with it."""
@@ -108,6 +115,16 @@ class Checkpoints:
         self.close()
 
 
-def _checkpointables(state: TrainState) -> dict[str, Any]:
+def _trained(state: TrainState) -> dict[str, Any]:
+    """What updates change."""
     counters = {"step": state.step, "skipped": state.skipped, "kl_scale": state.kl_scale}
-    return {"params": state.params, "optimizer": state.opt_state, "counters": counters}
+    name = ADAPTERS if ADAPTERS in state.params else "params"
+    return {name: state.params.get(ADAPTERS, state.params), "optimizer": state.opt_state, "counters": counters}
+
+
+def _exported(params: Params) -> Params:
+    """A model's own parameters, float32."""
+    if ADAPTERS not in params:
+        return params
+    shardings = jax.tree.map(lambda x: x.sharding, base_params(params))
+    return jax.jit(lambda x: cast_params(merge_adapters(x), jnp.float32), out_shardings=shardings)(params)

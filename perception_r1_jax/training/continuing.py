@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 from flax import traverse_util
@@ -17,11 +19,12 @@ from orbax.checkpoint import v1 as ocp
 from rich.console import Console
 
 from perception_r1_jax.errors import UserError
-from perception_r1_jax.models import load_config
+from perception_r1_jax.host_memory import check_host_memory
+from perception_r1_jax.models import ADAPTERS, LoraConfig, ModelConfig, Params, init_adapters, load_config
 from perception_r1_jax.training.checkpoints import Checkpoints
 from perception_r1_jax.training.optimizer import make_optimizer
 from perception_r1_jax.training.run_record import write_record
-from perception_r1_jax.training.state import TrainState, abstract_state, init_state
+from perception_r1_jax.training.state import TrainState, abstract_state, init_state, state_options, state_shardings
 from perception_r1_jax.weights import load_params
 
 FIXED = (
@@ -44,6 +47,16 @@ FIXED = (
 )
 """What a run, of GRPO or supervised, cannot change on its way: keys, data position, optimizer state and the evaluation
 before would mean something else."""
+
+FIXED_BY_ADAPTERS = (
+    "config.lora.modules",
+    "config.lora.rank",
+    "config.lora.alpha",
+    "config.model.dtype",
+    "hashes.policy",
+    "hashes.model",
+)
+"""What a run that trains adapters, or would from now on, cannot change either: them, and the model they belong to."""
 
 
 @dataclasses.dataclass
@@ -78,7 +91,7 @@ def begin_or_continue(
     """Makes the state that a run begins or goes on with, tells what has changed since, and writes `run.json`.
 
     Args:
-        config: of the run; `model`, `optimizer` and `checkpoint` are read.
+        config: of the run; `seed`, `model`, `lora`, `optimizer` and `checkpoint` are read.
         workdir: of the run.
         console: where it is told.
         record: what `run.json` will hold.
@@ -89,24 +102,48 @@ def begin_or_continue(
         fidelity: of the optimizer.
 
     Raises:
-        UserError: the checkpoint is of another run (`changes_since`), or cannot be restored.
+        UserError: the checkpoint is of another run (`changes_since`), or cannot be restored, or the devices lack the
+            memory where the optimizer's state is to lie.
     """
     model, freeze_vision, keep = load_config(workdir / "model"), config.model.freeze_vision, config.checkpoint
     optimizer = make_optimizer(config.optimizer, updates, fidelity=fidelity)
-    abstract = abstract_state(model, optimizer, mesh, freeze_vision=freeze_vision)
+    if config.optimizer.host_memory:
+        check_host_memory("optimizer.host_memory", mesh)
+    options = state_options(config)
+    abstract = abstract_state(model, optimizer, mesh, **options)
     checkpoints = Checkpoints(workdir / "checkpoints", keep_last=keep.keep_last, keep_best=keep.keep_best)
     step = checkpoints.latest_step() or 0
     if step:
         changed = changes_since(workdir, record)
-        state = checkpoints.restore(step, abstract, data)
+        state = _with_base(checkpoints.restore(step, abstract, data), model_dir, model, mesh, options["lora"])
         console.print(f"continues after step {step}, from {workdir}")
         for name, (then, now) in changed.items():
             console.print(f"  changed: {name} was {then!r} and is {now!r}")
     else:
-        params = load_params(model_dir, model, mesh, jnp.float32)
+        params = _starting_params(config.seed, model_dir, model, mesh, abstract, options["lora"])
         state = init_state(params, optimizer, abstract, freeze_vision=freeze_vision)
     write_record(workdir, record)
     return Beginning(optimizer, checkpoints, state, step)
+
+
+def _starting_params(
+    seed: int, model_dir: Path, model: ModelConfig, mesh: Mesh, abstract: TrainState, lora: LoraConfig | None
+) -> Params:
+    params = load_params(model_dir, model, mesh, lora.dtype if lora else jnp.float32)
+    if lora:
+        init = functools.partial(init_adapters, abstract.params[ADAPTERS])
+        key = jax.random.fold_in(jax.random.key(seed), 0)  # of the steps, which count from 1
+        params[ADAPTERS] = jax.jit(init, out_shardings=state_shardings(abstract).params[ADAPTERS])(key)
+    return params
+
+
+def _with_base(
+    state: TrainState, model_dir: Path, model: ModelConfig, mesh: Mesh, lora: LoraConfig | None
+) -> TrainState:
+    """The restored state, beside its adapters the model that they belong to, which checkpoints do not hold."""
+    if not lora:
+        return state
+    return dataclasses.replace(state, params=load_params(model_dir, model, mesh, lora.dtype) | state.params)
 
 
 def changes_since(workdir: Path, record: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -120,7 +157,7 @@ def changes_since(workdir: Path, record: Mapping[str, Any]) -> dict[str, tuple[A
         field -> (then, now) for config fields and hashes that differ.
 
     Raises:
-        UserError: a field of `FIXED` differs; the message names each with both values.
+        UserError: a field of `FIXED` differs, or one of `FIXED_BY_ADAPTERS`; the message names each with both values.
     """
     path = workdir / "run.json"
     if not path.is_file():
@@ -130,7 +167,9 @@ def changes_since(workdir: Path, record: Mapping[str, Any]) -> dict[str, tuple[A
         for whole in (json.loads(path.read_text()), record)
     )
     changed = {name: (then.get(name), now.get(name)) for name in sorted(then | now) if then.get(name) != now.get(name)}
-    refused = [f"{name} was {changed[name][0]!r} and is {changed[name][1]!r}" for name in FIXED if name in changed]
+    adapters = any(flat.get("config.lora.modules") for flat in (then, now))
+    fixed = FIXED + FIXED_BY_ADAPTERS if adapters else FIXED
+    refused = [f"{name} was {changed[name][0]!r} and is {changed[name][1]!r}" for name in fixed if name in changed]
     if refused:
         raise UserError(f"{workdir} holds another run: {'; '.join(refused)}. Set them back, or choose another workdir.")
     return changed

@@ -76,5 +76,6 @@ def _load(config: ConfigDict, directory: Path, mesh: Mesh) -> AnyJudge:
         max_pixels=config.model.max_pixels,
         dtype=jnp.dtype(config.model.dtype),
         weights_int8=settings.weights_int8,
+        host_memory=settings.host_memory,
         fidelity=config.fidelity,
     )

@@ -10,12 +10,14 @@ import optax
 from ml_collections import ConfigDict
 from optax.contrib import MuonDimensionNumbers, muon
 
+from perception_r1_jax.training.moments import narrow_moments
+
 OPTIMIZERS = ("adamw", "muon")
 MUON_RMS = 0.2
 """Root mean square of Muon's updates over the learning rate: about AdamW's, whose rates so fit (arXiv 2502.16982)."""
 
-DECAYED = ("kernel", "embedding")
-"""Last names of the parameters that weight decay shrinks: matrices, not biases and norm scales."""
+DECAYED = ("kernel", "embedding", "a", "b")
+"""Last names of the parameters that weight decay shrinks: matrices, also of adapters, not biases and norm scales."""
 
 
 SCHEDULES = ("constant", "cosine")
@@ -54,6 +56,8 @@ def make_optimizer(config: ConfigDict, steps: int, *, fidelity: str = "default")
     """
     schedule = make_schedule(config, steps, fidelity=fidelity)
     rule = _muon(config, schedule) if config.name == "muon" else _adamw(config, schedule, fidelity)
+    if config.moments_dtype == "bfloat16":
+        rule = narrow_moments(rule)
     chain = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), rule)
 
     def update(grads, state, params):

@@ -23,7 +23,7 @@ from perception_r1_jax.inference import Engine
 from perception_r1_jax.inference.rollout import make_engine
 from perception_r1_jax.judge.cache import CachedJudge
 from perception_r1_jax.judge.failure_window import FailureWindow
-from perception_r1_jax.models import ModelConfig, Params, count_params, load_config
+from perception_r1_jax.models import ModelConfig, Params, base_params, check_backend, count_params, load_config
 from perception_r1_jax.processing import Processor
 from perception_r1_jax.records import TrainBatch
 from perception_r1_jax.rewards.score import RewardSettings
@@ -127,6 +127,7 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
 
     # -- Mesh and judge.
     mesh = make_mesh(**config.mesh)
+    check_backend(config.model.attention, mesh.devices.flat[0].platform)
     judge = make_judge(config, judge_dir, mesh)
     console.print(
         arithmetic(
@@ -201,9 +202,12 @@ def _model_directories(config: ConfigDict, workdir: Path) -> tuple[Path, Path | 
 def _make_log_probs(
     config: ConfigDict, policy_dir: Path, model: ModelConfig, mesh: Mesh, banned_ids: tuple[int, ...]
 ) -> Callable[[Params, TrainBatch], TrainBatch]:
-    """`Run.add_log_probs`: the reference is the policy that the run starts from, in the dtype to compute in."""
-    old, reference = config.grpo.updates_per_batch > 1, None
-    if has_kl(config.grpo):
+    """`Run.add_log_probs`: the reference is the policy that the run starts from, in the dtype to compute in.
+
+    Where adapters are trained it is the policy without them, and not held apart.
+    """
+    old, kl, reference = config.grpo.updates_per_batch > 1, has_kl(config.grpo), None
+    if kl and not config.lora.modules:
         reference = load_params(policy_dir, model, mesh, jnp.dtype(config.model.dtype))
     log_probs = LogProbs(model, config, mesh, banned_ids=banned_ids)
 
@@ -212,7 +216,7 @@ def _make_log_probs(
         return dataclasses.replace(
             batch,
             old_logps=log_probs(params, *tokens) if old else None,
-            reference_logps=log_probs(reference, *tokens) if reference is not None else None,
+            reference_logps=log_probs(reference or base_params(params), *tokens) if kl else None,
         )
 
     return add

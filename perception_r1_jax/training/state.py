@@ -9,8 +9,19 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
-from perception_r1_jax.models import ModelConfig, Params, abstract_params, logical_axes
+from perception_r1_jax.host_memory import PINNED
+from perception_r1_jax.models import (
+    ADAPTERS,
+    Adapters,
+    LoraConfig,
+    ModelConfig,
+    Params,
+    abstract_params,
+    logical_axes,
+    narrow_matrices,
+)
 from perception_r1_jax.sharding import replicated, tree_shardings
 
 
@@ -20,7 +31,7 @@ class TrainState:
     """Everything the train step updates. Random keys are not here: they derive from the seed and the step.
 
     Attributes:
-        params: float32 master weights, all of them.
+        params: all of them; float32 master weights, but those that stay as they are beside adapters.
         opt_state: optimizer state of the trained parameters.
         step: int32 [], optimizer steps, skipped ones included.
         skipped: int32 [], those without an update because their gradient was not finite.
@@ -35,31 +46,61 @@ class TrainState:
 
 
 def trained_params(params: Params, *, freeze_vision: bool) -> Params:
-    """The parameters that receive updates: all, or all but the vision tower's."""
+    """The parameters that receive updates: adapters where there are any, else all, or all but the vision tower's."""
+    if ADAPTERS in params:
+        return {ADAPTERS: params[ADAPTERS]}
     return {name: tree for name, tree in params.items() if not (freeze_vision and name == "vision")}
 
 
+def state_options(config: ConfigDict) -> dict[str, Any]:
+    """The keyword arguments that a run's config gives `abstract_state`."""
+    model, lora = config.model, None
+    if config.lora.modules:
+        scale, vision = config.lora.alpha / config.lora.rank, not model.freeze_vision
+        lora = LoraConfig(config.lora.rank, scale, tuple(config.lora.modules), vision, model.dtype)
+    return {"freeze_vision": model.freeze_vision, "host_memory": config.optimizer.host_memory, "lora": lora}
+
+
 def abstract_state(
-    config: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh, *, freeze_vision: bool = False
+    config: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    freeze_vision: bool = False,
+    host_memory: bool = False,
+    lora: LoraConfig | None = None,
 ) -> TrainState:
     """Shape, dtype and sharding of every array of the state, from which initialisation and restoring derive.
 
-    The optimizer's moments lie like the parameters they belong to; everything else is on every device.
+    The optimizer's moments lie like the parameters they belong to, with `host_memory` in that of the devices' hosts;
+    everything else is on every device. With `lora` adapters are trained, and the model's own parameters in its dtype.
     """
     shapes = abstract_params(config)
     params = jax.tree.map(_place, shapes, tree_shardings(mesh, logical_axes(config), shapes))
+    if lora:
+        params = jax.tree.map(lambda x: x.update(dtype=jnp.dtype(lora.dtype)), params)
+        params[ADAPTERS] = _abstract_adapters(config, lora, mesh)
     trained = trained_params(params, freeze_vision=freeze_vision)
     everywhere = replicated(mesh)
     opt_state = optax.tree_map_params(
         optimizer,
         _place,
         jax.eval_shape(optimizer.init, trained),
-        jax.tree.map(lambda x: x.sharding, trained),
+        jax.tree.map(lambda x: x.sharding.with_memory_kind(PINNED) if host_memory else x.sharding, trained),
         transform_non_params=lambda x: _place(x, everywhere),
         is_leaf=_is_absent,
     )
     counter = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
     return TrainState(params, opt_state, counter, counter, jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere))
+
+
+def _abstract_adapters(config: ModelConfig, lora: LoraConfig, mesh: Mesh) -> Adapters:
+    sizes = narrow_matrices(lora, jax.tree.map(lambda x: x.shape, abstract_params(config)), lora.rank)
+    shapes = jax.tree.map(
+        lambda size: jax.ShapeDtypeStruct(size, jnp.float32), sizes, is_leaf=lambda x: isinstance(x, tuple)
+    )
+    shardings = tree_shardings(mesh, narrow_matrices(lora, logical_axes(config), None), shapes)
+    return Adapters(jax.tree.map(_place, shapes, shardings), lora.scale)
 
 
 def state_shardings(abstract: TrainState) -> TrainState:

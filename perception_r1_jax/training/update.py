@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from perception_r1_jax.host_memory import to_device
 from perception_r1_jax.models import Params
 from perception_r1_jax.training.state import TrainState
 
@@ -27,8 +28,9 @@ def apply_gradients(
         grads: their gradients.
     """
     grad_norm = optax.tree.norm(grads)
-    updates, opt_state = optimizer.update(grads, state.opt_state, trained)
-    new, old = (optax.apply_updates(trained, updates), opt_state), (trained, state.opt_state)
+    before = to_device(state.opt_state)
+    updates, opt_state = optimizer.update(grads, before, trained)
+    new, old = (optax.apply_updates(trained, updates), opt_state), (trained, before)
     finite = jnp.isfinite(grad_norm)
     trained, opt_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
     skipped = state.skipped + (~finite).astype(jnp.int32)

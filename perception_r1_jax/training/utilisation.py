@@ -37,8 +37,12 @@ def utilisation(run: Run, batches: Sequence[TrainBatch], seconds: float) -> dict
 
 
 def _passes(run: Run, forward: Work) -> Work:
-    """Forward and backward passes of what trains, and forward passes for other log-probs."""
+    """Forward and backward passes, and forward passes for other log-probs.
+
+    Backwards, half is of what goes in and half of the parameters; the latter falls away where adapters are trained.
+    """
     grpo = run.config.grpo
     more = int(grpo.updates_per_batch > 1) + int(has_kl(grpo))
-    vision = 1 if run.config.model.freeze_vision else 3
-    return Work((3 + more) * forward.text, (vision + more) * forward.vision)
+    text = 2 if run.config.lora.modules else 3
+    vision = 1 if run.config.model.freeze_vision else text
+    return Work((text + more) * forward.text, (vision + more) * forward.vision)
