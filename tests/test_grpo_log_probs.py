@@ -142,7 +142,7 @@ def test_responses_equal_one_dense_unpadded_sequence():
     prompt, response = tiny.rows(batch.prompts, [row]), batch.responses[row, sample, None, :count]
     text = np.broadcast_to(np.arange(count) + prompt.next_position, (1, 3, count))
     positions = jnp.asarray(np.concatenate([prompt.positions[..., :size], text], axis=2), jnp.int32)
-    causal = np.tril(np.ones((1, size + count, size + count), bool))
+    causal = jnp.tril(jnp.ones((1, size + count, size + count), bool))
 
     @jax.jit
     def one_by_one(params):

@@ -113,7 +113,7 @@ def test_digits_that_it_chooses_are_those_that_it_writes_freely(judge):
             continue
         verdicts = answer_template(processor.tokenizer, judgement.expected).fill(np.array(judgement.verdicts, int))
         notes = np.array(answer.tokens[: -len(verdicts) - 1], np.int32)
-        whole = continued(processor.text_prompt(judge.prompt.messages(request)), notes)
+        whole = continued(processor.chat_prompt(judge.prompt.messages(request)), notes)
         prompts.append(chooser.prepare(behind(whole, judge.prefix_tokens), judgement.expected)[0])
         counts.append(judgement.expected)
         written.append(answer.tokens[len(notes) :])

@@ -83,7 +83,7 @@ def test_an_address_that_is_taken_is_an_error_in_one_line(monkeypatch):
     from perception_r1_jax.judge import on_mesh
 
     class NoJudge:
-        answer = read_messages = None
+        prompt = answer = read_messages = None
 
     monkeypatch.setattr(on_mesh, "load_judge", lambda *_, **__: NoJudge())
     with pytest.raises(SystemExit, match=r"error: --host no\.such\.host\.invalid --port 8000: cannot listen there"):

@@ -83,8 +83,9 @@ def test_the_first_update_is_the_same_and_moments_take_half(name):
     params = tiny.params()
     grads = gradients(params)
     states = [optimizer.init(params) for optimizer in (wide, narrow)]
+    # Operation by operation: what XLA fuses differs between the two, and so does the last digit.
     (expected, _), (got, after) = (
-        jax.jit(optimizer.update)(grads, state, params) for optimizer, state in zip((wide, narrow), states)
+        optimizer.update(grads, state, params) for optimizer, state in zip((wide, narrow), states)
     )
     jax.tree.map(np.testing.assert_array_equal, got, expected)
     kinds = {x.dtype.name for x in jax.tree.leaves(after) if x.ndim > 1}
