@@ -5,16 +5,20 @@
 Each request has 6 annotations and a response of 300 tokens, behind an instruction of 1,300 tokens. Ours reads six
 digits in a known answer, from text to verdicts; the peers write the 54 tokens that such an answer has. All compute in
 float32. Where VLLM_PYTHON names the Python of an environment with vLLM's CPU build, its case is measured too.
+
+Slow sides answer fewer requests, in batches of the same size, and the rates are compared; how many is printed.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import os
+import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -24,7 +28,7 @@ import numpy as np
 from benchmarks import measure, shape, vllm_peer, workload
 from benchmarks.measure import Case
 from benchmarks.rollout import KEY, MIB, load_peer
-from perception_r1_jax.inference import Engine, Sampling
+from perception_r1_jax.inference import Engine, Generated, Sampling
 from perception_r1_jax.judge.on_mesh import Judge
 from perception_r1_jax.judge.prefix import behind
 from perception_r1_jax.judge.prompts import JudgePrompt, JudgeRequest, load_prompt
@@ -37,6 +41,8 @@ ANNOTATIONS, ANNOTATION_TOKENS, RESPONSE_TOKENS, PREFIX_TOKENS = 6, 12, 300, 130
 ANSWER_TOKENS = 9 * ANNOTATIONS
 ROWS = 16
 """Requests that are run at a time, by ours and by transformers: more take longer a request on this machine."""
+PART = 64
+"""Requests that the slow sides answer, where there are more: their batches are all alike, and so is the rate."""
 
 
 class Setup(NamedTuple):
@@ -53,6 +59,14 @@ class Setup(NamedTuple):
         """The prompts without what all share."""
         return [behind(prompt, self.judge.prefix_tokens) for prompt in self.prompts]
 
+    def first(self, count: int) -> Setup:
+        """The first so many requests."""
+        return self._replace(requests=self.requests[:count], prompts=self.prompts[:count])
+
+
+Side = Callable[[Setup], Callable[[], object]]
+"""From some requests to a run that answers them."""
+
 
 class Uncached(Judge):
     """A judge that runs every request whole."""
@@ -61,63 +75,60 @@ class Uncached(Judge):
 
 
 def requests(folder: Path, quick: bool, count: int) -> list[Case]:
-    """Requests per second beside `generate`, which prefills each prompt whole, or behind a cache made by hand."""
-    setup = make_setup(folder, count)
-    sides: dict[str, Callable[[], object]] = {"ours": lambda: judge_all(setup.judge, setup.requests)}
+    """Beside `generate`, which prefills each prompt whole, or behind a cache made by hand."""
+    setup, sides = make_setup(folder, count), {"ours": ours}
     if peer := load_peer(setup.model):
-        inputs = [peer.inputs(setup.prompts[start : start + ROWS]) for start in range(0, count, ROWS)]
-        shared = len(setup.judge.prefix_tokens)
-        sides |= {
-            "requests": lambda: [peer.generate(each, 1, ANSWER_TOKENS) for each in inputs],
-            "shared_cache": lambda: [peer.generate_behind(each, shared, ANSWER_TOKENS) for each in inputs],
-        }
-    seconds = measure.interleave(sides, rounds=1 if quick else 2)
-    names = [name for name in sides if name != "ours"] or ["requests"]
-    return [per_second(name, count, seconds["ours"], seconds.get(name)) for name in names]
+        sides |= {"requests": functools.partial(generate, peer), "shared_cache": functools.partial(behind_cache, peer)}
+    return time_sides(setup, sides, {"ours": count}, rounds=1 if quick else 2)
 
 
 def vllm(folder: Path, quick: bool, count: int) -> list[Case]:
-    """Requests per second beside vLLM, whose prefix cache is on, and empty before each run."""
+    """Beside vLLM, whose prefix cache is on, and empty before each run."""
     if vllm_peer.VARIABLE not in os.environ:
         return []
     setup = make_setup(folder, count)
     length = len(setup.prompts[0].tokens) + ANSWER_TOKENS
     with vllm_peer.VllmPeer(setup.model.directory, setup.model.processor, length) as peer:
-        sides = {
-            "ours": lambda: judge_all(setup.judge, setup.requests),
-            "vllm": peer.side(setup.prompts, 1, ANSWER_TOKENS),
-        }
-        seconds = measure.interleave(sides, rounds=1 if quick else 3)
-    return [per_second("vllm_prefix", count, seconds["ours"], seconds["vllm"])]
+        sides = {"ours": ours, "vllm_prefix": lambda part: peer.side(part.prompts, 1, ANSWER_TOKENS)}
+        return time_sides(setup, sides, dict.fromkeys(sides, count), rounds=1 if quick else 2)
 
 
 def parts(folder: Path, quick: bool, count: int) -> list[Case]:
     """What the prefix and the known text save, and how far from the bare prefill of what no request can do without."""
     setup = make_setup(folder, count)
     prefix = setup.engine.prefix(setup.judge.prefix_tokens)
-    greedy = free_answers(setup.model.processor)
-    rests = workload.pack(setup.model.processor, setup.rests)
-    decoded = {}
-
-    def free() -> None:
-        decoded["free"] = setup.engine.generate(rests, 1, greedy, KEY, prefix=prefix).stats.decoded / count
-
-    whole = make_judge(Uncached, setup.engine, setup.model, setup.judge.prompt)
     sides = {
-        "ours": lambda: judge_all(setup.judge, setup.requests),
-        "uncached": lambda: judge_all(whole, setup.requests),
-        "free_text": free,
-        "floor": bare_prefill(setup, prefix),
-        "floor_alone": bare_prefill(setup, None),
+        "ours": ours,
+        "uncached": uncached,
+        "free_text": functools.partial(free_text, prefix),
+        "floor": functools.partial(bare_prefill, prefix),
+        "floor_alone": functools.partial(bare_prefill, None),
     }
-    seconds = measure.interleave(sides, rounds=1 if quick else 2)
-    cases = [per_second(name, count, seconds["ours"], seconds[name]) for name in sides if name != "ours"]
+    speed = time_sides(setup, sides, {}, rounds=1 if quick else 2)
+    (free,) = free_text(prefix, setup.first(1))()
     once = sum(leaf.nbytes for leaf in jax.tree.leaves(prefix)) / MIB
     return [
-        *cases,
-        measure.compare("model_calls", "a request", ANNOTATIONS - 1, decoded["free"], less_is_better=True),
+        *speed,
+        measure.compare("model_calls", "a request", ANNOTATIONS - 1, free.stats.decoded, less_is_better=True),
         measure.compare("prefix_bytes", "MiB", once, once * count, less_is_better=True),
     ]
+
+
+def time_sides(setup: Setup, sides: Mapping[str, Side], sizes: Mapping[str, int], rounds: int) -> list[Case]:
+    """Requests per second of ours beside those of each other side, or alone.
+
+    A side answers as many requests as `sizes` says, else the first `PART`; before it is timed, the first batch.
+    """
+    count = {name: sizes.get(name, min(PART, len(setup.requests))) for name in sides}
+    print("  requests answered:", ", ".join(f"{name} {number}" for name, number in count.items()), flush=True)
+    seconds = measure.interleave(
+        {name: make(setup.first(count[name])) for name, make in sides.items()},
+        rounds,
+        warm={name: make(setup.first(ROWS)) for name, make in sides.items()},
+    )
+    rates = {name: number / statistics.median(seconds[name]) for name, number in count.items()}
+    others = [name for name in sides if name != "ours"] or ["requests"]
+    return [measure.compare(name, "requests/s", rates["ours"], rates.get(name)) for name in others]
 
 
 def make_setup(folder: Path, count: int) -> Setup:
@@ -163,37 +174,60 @@ def judge_all(judge: Judge, asked: Sequence[JudgeRequest]) -> None:
         raise RuntimeError(f"verdicts read: {read}, not {ANNOTATIONS} of each request.")
 
 
-def free_answers(processor: Processor) -> Sampling:
-    """Greedily and to the limit: what would end an answer is banned."""
+def ours(setup: Setup) -> Callable[[], object]:
+    """From texts to verdicts."""
+    return lambda: judge_all(setup.judge, setup.requests)
+
+
+def uncached(setup: Setup) -> Callable[[], object]:
+    """The same with every prompt whole."""
+    whole = make_judge(Uncached, setup.engine, setup.model, setup.judge.prompt)
+    return lambda: judge_all(whole, setup.requests)
+
+
+def generate(peer: Any, setup: Setup) -> Callable[[], object]:
+    """The peer's answers to whole prompts."""
+    inputs = list(map(peer.inputs, in_batches(setup.prompts)))
+    return lambda: [peer.generate(batch, 1, ANSWER_TOKENS) for batch in inputs]
+
+
+def behind_cache(peer: Any, setup: Setup) -> Callable[[], object]:
+    """The peer's answers behind a cache of the instruction, made once for each batch by hand."""
+    inputs, shared = list(map(peer.inputs, in_batches(setup.prompts))), len(setup.judge.prefix_tokens)
+    return lambda: [peer.generate_behind(batch, shared, ANSWER_TOKENS) for batch in inputs]
+
+
+def free_text(prefix: Prefix, setup: Setup) -> Callable[[], list[Generated]]:
+    """As many tokens as an answer has, chosen freely behind the cached instruction; nothing ends them before."""
+    processor = setup.model.processor
     banned = processor.banned_ids + processor.stop_ids
-    return Sampling(ANSWER_TOKENS, processor.stop_ids, processor.pad_id, temperature=0.0, banned_ids=banned)
+    greedy = Sampling(ANSWER_TOKENS, processor.stop_ids, processor.pad_id, temperature=0.0, banned_ids=banned)
+    batches = [workload.pack(processor, rests) for rests in in_batches(setup.rests)]
+    return lambda: [setup.engine.generate(batch, 1, greedy, KEY, prefix=prefix) for batch in batches]
 
 
-def bare_prefill(setup: Setup, prefix: Prefix | None) -> Callable[[], object]:
+def bare_prefill(prefix: Prefix | None, setup: Setup) -> Callable[[], object]:
     """Running the tokens that are each request's own, without any padding, to the logits of one more token.
 
     They attend to the instruction, which is there already; without a prefix they stand by themselves.
     """
-    model, rests = setup.model, setup.rests
-    length = len(rests[0].tokens)
+    model, length = setup.model, len(setup.rests[0].tokens)
     batches = [
-        jax.tree.map(jax.numpy.asarray, workload.stack(model.processor, rests[start : start + ROWS], ROWS, length))
-        for start in range(0, len(rests), ROWS)
+        jax.tree.map(jax.numpy.asarray, workload.stack(model.processor, rests, ROWS, length))
+        for rests in in_batches(setup.rests)
     ]
-
     params = setup.engine.reshard(model.params)
-
-    @jax.jit
-    def run(params, batch):
-        embeddings = embed_prompts(model.config, params, batch)
-        return prefill(model.config, params, batch, embeddings, 1, prefix)[0]
-
-    return lambda: [jax.block_until_ready(run(params, batch)) for batch in batches]
+    return lambda: [jax.block_until_ready(_prefill(model.config, params, batch, prefix)) for batch in batches]
 
 
-def per_second(name: str, count: int, ours: Sequence[float], peer: Sequence[float] | None) -> Case:
-    """The case of two sides that answered so many requests."""
-    return measure.throughput(name, "requests/s", count, ours, peer)
+@functools.partial(jax.jit, static_argnums=0)
+def _prefill(config, params, batch, prefix):
+    return prefill(config, params, batch, embed_prompts(config, params, batch), 1, prefix)[0]
+
+
+def in_batches(prompts: Sequence[Prompt]) -> list[Sequence[Prompt]]:
+    """`ROWS` at a time."""
+    return [prompts[start : start + ROWS] for start in range(0, len(prompts), ROWS)]
 
 
 WORKLOADS: Mapping[str, Callable[[Path, bool, int], list[Case]]] = {"requests": requests, "vllm": vllm, "parts": parts}

@@ -54,14 +54,18 @@ def throughput(case: str, unit: str, work: float, ours: Sequence[float], peer: S
 
 
 def interleave(
-    sides: Mapping[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
+    sides: Mapping[str, Callable[[], object]],
+    rounds: int,
+    clock: Callable[[], float] = time.perf_counter,
+    warm: Mapping[str, Callable[[], object]] | None = None,
 ) -> dict[str, list[float]]:
     """Seconds of each run of each side, which are printed too.
 
-    Every side is warmed up once, which is not timed. Then they take turns, every second round in reverse order, so
-    that a machine that becomes slower, and what one side leaves in the caches, hit all alike.
+    Every side is warmed up once, which is not timed: by a whole run, or by what `warm` has for it. Then they take
+    turns, every second round in reverse order, so that a machine that becomes slower, and what one side leaves in the
+    caches, hit all alike.
     """
-    for run in sides.values():
+    for run in (warm or sides).values():
         run()
     seconds = {name: [] for name in sides}
     for turn in range(rounds):

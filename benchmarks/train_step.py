@@ -12,10 +12,8 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import math
-import multiprocessing
 import sys
 from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,14 +24,13 @@ from ml_collections import ConfigDict
 
 from benchmarks import measure, shape, workload
 from benchmarks.measure import Case
+from benchmarks.side import Side
 from perception_r1_jax.config import default_config
 from perception_r1_jax.grpo.step import TrainStep
 from perception_r1_jax.records import TrainBatch
 from perception_r1_jax.training.optimizer import make_optimizer
-from perception_r1_jax.training.run_record import peak_rss_bytes
 from perception_r1_jax.training.state import abstract_state, init_state
 
-MIB = 2**20
 TOLERANCE = 1e-3
 """Relative, between the norms of two gradients in float32."""
 
@@ -73,7 +70,7 @@ def beside_peers(
     for name, other in names.items():
         with contextlib.ExitStack() as stack:
             sides = ("ours", other) if has_torch() else ("ours",)
-            found = {side: stack.enter_context(Side(side, folder, work)) for side in sides}
+            found = {side: stack.enter_context(Side(make_side, side, folder, work)) for side in sides}
             speed.append(time_sides(name, found, work, rounds))
             peaks |= {side: process.peak() for side, process in found.items()}
         if not has_torch():
@@ -88,39 +85,6 @@ def time_sides(name: str, found: Mapping[str, Callable[[], float]], work: Work, 
         raise RuntimeError(f"the sides do not make the same update: norms of their gradients are {norms}.")
     ours, *peer = measure.interleave(found, rounds).values()
     return measure.throughput(name, "responses/s", work.prompts * work.samples, ours, *peer)
-
-
-class Side:
-    """One side in a process of its own: settings of one do not touch another, and its memory is its own."""
-
-    def __init__(self, name: str, folder: Path, work: Work):
-        context = multiprocessing.get_context("spawn")
-        self._process = ProcessPoolExecutor(1, context, _start, (name, folder, work))
-
-    def __call__(self) -> float:
-        """Makes an update; the norm of its gradient."""
-        return self._process.submit(_update).result()
-
-    def peak(self) -> float:
-        """The most memory so far, in MiB."""
-        return self._process.submit(peak_rss_bytes).result() / MIB
-
-    def __enter__(self) -> Side:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.shutdown()
-
-
-_here: dict[str, Callable[[], float]] = {}
-
-
-def _start(name: str, folder: Path, work: Work) -> None:
-    _here["update"] = make_side(name, folder, work)
-
-
-def _update() -> float:
-    return _here["update"]()
 
 
 def has_torch() -> bool:

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 
+from benchmarks.pipe import Pipe
 from perception_r1_jax.processing import Processor
 from perception_r1_jax.records import Prompt
 
@@ -31,19 +30,15 @@ class VllmPeer:
         command = [python, str(Path(__file__).with_name("vllm_side.py")), str(directory), str(length)]
         openmp = Path(python).parent.parent / "lib" / "libiomp5.so"
         preload = {"LD_PRELOAD": str(openmp)} if openmp.is_file() else {}  # as vLLM advises for best performance
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | preload
-        )
+        self._pipe = Pipe("vLLM", command, preload)
         self._processor = processor
         self._folder = tempfile.TemporaryDirectory()
-        self._answer()
 
     def __enter__(self) -> VllmPeer:
         return self
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._process.stdin.close()
-        self._process.wait()
+    def __exit__(self, *error: object) -> None:
+        self._pipe.__exit__(*error)
         self._folder.cleanup()
 
     def side(self, prompts: Sequence[Prompt], samples: int, new_tokens: int) -> Callable[[], np.ndarray]:
@@ -55,12 +50,10 @@ class VllmPeer:
             "new_tokens": new_tokens,
             "banned": list(self._processor.banned_ids),
         }
-        line = json.dumps(asked) + "\n"
+        line = json.dumps(asked)
 
         def run() -> np.ndarray:
-            self._process.stdin.write(line)
-            self._process.stdin.flush()
-            return np.array(self._answer()).reshape(len(prompts), samples, new_tokens)
+            return np.array(self._pipe.ask(line)).reshape(len(prompts), samples, new_tokens)
 
         return run
 
@@ -77,9 +70,3 @@ class VllmPeer:
             path.write_bytes(picture)
             paths.append(str(path))
         return paths
-
-    def _answer(self):
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"vLLM has ended with status {self._process.wait()}; its messages stand above.")
-        return json.loads(line)

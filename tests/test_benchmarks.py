@@ -44,6 +44,13 @@ def test_sides_take_turns_after_a_warm_up_that_is_not_timed():
     assert clock.order == ["ours", "peer", "ours", "peer", "peer", "ours", "ours", "peer"]
 
 
+def test_a_warm_up_may_be_less_than_a_run():
+    clock = FakeClock(ours=[1], little=[100])
+    ours, little = clock.sides["ours"], clock.sides["little"]
+    assert measure.interleave({"ours": ours}, 1, clock, warm={"ours": little}) == {"ours": [1]}
+    assert clock.order == ["little", "ours"]
+
+
 def test_throughput_is_work_over_the_median_and_the_ratio_is_of_medians():
     case = measure.throughput("plain", "tokens/s", 12, ours=[2, 90, 1], peer=[4, 3, 500])
     assert case == measure.Case("plain", ours=6, peer=3, unit="tokens/s", ratio=2)

@@ -9,8 +9,7 @@ import pytest
 
 from benchmarks import judge as bench
 from benchmarks import vllm_peer
-from benchmarks.rollout import KEY, load_peer
-from benchmarks.workload import pack
+from benchmarks.rollout import load_peer
 from tests.test_benchmarks import FIELDS
 from tests.test_benchmarks_vllm import kept  # noqa: F401  (a fixture)
 
@@ -48,8 +47,8 @@ def test_all_sides_write_the_same(setup):
     inputs = peer.inputs(setup.prompts)
     whole = peer.generate(inputs, 1, new_tokens, cold)
     np.testing.assert_array_equal(peer.generate_behind(inputs, 1300, new_tokens, cold), whole)
-    prefix, rests = setup.engine.prefix(setup.judge.prefix_tokens), pack(setup.model.processor, setup.rests)
-    ours = setup.engine.generate(rests, 1, bench.free_answers(setup.model.processor), KEY, prefix=prefix)
+    prefix = setup.engine.prefix(setup.judge.prefix_tokens)
+    (ours,) = bench.free_text(prefix, setup)()
     np.testing.assert_array_equal(ours.tokens[:, 0, :new_tokens], whole)
     assert not np.array_equal(whole[0], whole[1])
 
@@ -70,6 +69,24 @@ def test_quick_runs_write_the_documented_list(checkpoints, tmp_path, capsys, nam
         assert cases["prefix_bytes"]["ratio"] == 2
         assert cases["prefix_bytes"]["ours"] == pytest.approx(1300 * 8 * 2 * 2 * 64 * 4 / 2**20)
     assert all(name in capsys.readouterr().out for name in ("cores",))
+
+
+def test_rates_are_of_the_requests_that_a_side_answers(setup, monkeypatch, capsys):
+    asked = {"ours": [], "slow": []}
+
+    def interleave(sides, rounds, warm):
+        for run in [*warm.values(), *sides.values()]:
+            run()
+        return {"ours": [2.0], "slow": [4.0]}
+
+    monkeypatch.setattr(bench, "PART", 1)
+    monkeypatch.setattr(bench, "ROWS", 1)
+    monkeypatch.setattr(bench.measure, "interleave", interleave)
+    sides = {name: lambda part, name=name: lambda: asked[name].append(len(part.requests)) for name in asked}
+    (case,) = bench.time_sides(setup, sides, {"ours": 2}, rounds=1)
+    assert asked == {"ours": [1, 2], "slow": [1, 1]}  # a batch to get warm first
+    assert (case.ours, case.peer, case.ratio) == (1.0, 0.25, 4.0)
+    assert "ours 2, slow 1" in capsys.readouterr().out
 
 
 def test_vllm_is_asked_for_whole_prompts(setup, kept, checkpoints):  # noqa: F811

@@ -8,6 +8,7 @@ from concurrent.futures.process import BrokenProcessPool
 import pytest
 
 from benchmarks import measure, train_step
+from benchmarks.side import Side
 
 CASES = {"group": {"group", "tuned", "peak_memory"}, "single": {"single", "alone_tuned"}}
 
@@ -40,6 +41,6 @@ def test_a_side_whose_process_ends_is_an_error(tmp_path):
     (tmp_path / "file").touch()  # no folder for checkpoints
     with (
         pytest.raises(BrokenProcessPool),
-        train_step.Side("ours", tmp_path / "file", train_step.Work(1, 1, 1, 90)) as side,
+        Side(train_step.make_side, "ours", tmp_path / "file", train_step.Work(1, 1, 1, 90)) as side,
     ):
         side()

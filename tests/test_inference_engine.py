@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from perception_r1_jax.errors import UserError
-from perception_r1_jax.inference import Engine, Sampling, call, pools, schedule
+from perception_r1_jax.inference import Engine, Sampling, call, generation, pools, schedule
 from perception_r1_jax.inference.programs import sample_keys
+from perception_r1_jax.inference.reshard import device_memory
 from perception_r1_jax.inference.sampling import sample
 from perception_r1_jax.models import compute_logits
 from perception_r1_jax.sharding import make_mesh
@@ -153,6 +154,35 @@ def test_gaps_between_prompts_and_pages_are_closed(prompts, plain, monkeypatch):
     assert sum(map(bool, moved)) >= 2
     cut_off = np.arange(30) < limits[..., None]
     np.testing.assert_array_equal(out.tokens, np.where(plain.mask & cut_off, plain.tokens, tiny.PAD_ID))
+
+
+def test_gaps_are_closed_in_8_bits_and_over_devices_too(prompts, monkeypatch):
+    """Numbers and their scales move together."""
+    limits = np.full((7, SAMPLES), 30, np.int32)
+    limits[:5] = 6
+    moves, found = generation._moves, []
+
+    def counted(*arguments):
+        tables = moves(*arguments)
+        found.extend(tables)
+        return tables
+
+    monkeypatch.setattr(generation, "_moves", counted)
+    weights = sum(x.size * 4 for x in jax.tree.leaves(tiny.params()))
+
+    def run():
+        share = 0.6 * weights / device_memory(jax.devices()[0])
+        engine = make_engine(4, slots=64, cache_int8=True, weights_memory=share)
+        assert engine.mesh.shape == {"data": 2, "fsdp": 1, "tensor": 2}
+        return engine.generate(prompts, SAMPLES, SAMPLING, KEY, limits=limits)
+
+    closed = run()
+    assert found
+    monkeypatch.setattr(generation, "_moves", lambda *_: [])
+    left = run()
+    np.testing.assert_array_equal(closed.tokens, left.tokens)
+    # The order of sums is another, so a number in 8 bits may fall to the other side.
+    np.testing.assert_allclose(closed.logps, left.logps, atol=5e-3)
 
 
 def test_prompts_are_run_once_each(prompts, monkeypatch):

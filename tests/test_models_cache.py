@@ -24,6 +24,7 @@ from perception_r1_jax.models import (
     init_params,
     logical_axes,
     prefill,
+    response_angles,
     serving_params,
 )
 from perception_r1_jax.sharding import MESH_AXES, make_mesh, put_batch, replicated, tree_shardings
@@ -54,7 +55,9 @@ def programs():
         return logits, KeyValues.empty(CONFIG, SHARDS, PROMPTS, LENGTH, jnp.float32).put(places, new)
 
     def step(params, tokens, prompts, pages, recent, tables):
-        return decode_step(CONFIG, params, tokens, tokens, prompts, pages, recent, jnp.int32(1), tables)
+        angles, recent = response_angles(CONFIG, tokens), recent.joined()
+        logits, recent = decode_step(CONFIG, params, tokens, angles, prompts, pages, recent, jnp.int32(1), tables)
+        return logits, recent.apart(SHARDS)
 
     def draw(params, prompts, pages, slots, tables, key):
         drawn = Sampling(9, stop_ids=(tiny.STOP_ID,), pad_id=tiny.PAD_ID)

@@ -80,8 +80,12 @@ def expected(q, prompt, pages, recent, shard: int, slot: int) -> np.ndarray:
     return out
 
 
+def joined(recent):
+    return tuple(x.reshape(-1, *x.shape[2:]) for x in recent)
+
+
 def attend(q, tables, prompt, pages, recent):
-    return np.asarray(jax.jit(cached_attention)(q, prompt, pages, recent, jnp.int32(STEP), tables))
+    return np.asarray(jax.jit(cached_attention)(q, prompt, pages, joined(recent), jnp.int32(STEP), tables))
 
 
 @pytest.mark.parametrize(("prompt_block", "page_block"), [(6, 12), (2, 12), (6, 3), (3, 4), (1, 1)])
@@ -135,6 +139,7 @@ def test_the_order_of_pages_and_prompts_does_not_matter():
 def test_bfloat16_stays_bfloat16():
     q, all_caches = draw(SHARDS, SLOTS, HEADS, H, seed=0), caches()
     narrow = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), all_caches)
+    narrow["recent"] = joined(narrow["recent"])
     parts = (narrow[name] for name in all_caches)
     out = jax.jit(cached_attention)(jnp.asarray(q, jnp.bfloat16), *parts, jnp.int32(STEP), tables(2, 4))
     assert out.dtype == jnp.bfloat16

@@ -16,7 +16,16 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key, UInt
 
 from perception_r1_jax.inference.sampling import Sampling, sample
-from perception_r1_jax.models import KeyValues, ModelConfig, Params, Prefix, Tables, decode_step, prefill
+from perception_r1_jax.models import (
+    KeyValues,
+    ModelConfig,
+    Params,
+    Prefix,
+    Tables,
+    decode_step,
+    prefill,
+    response_angles,
+)
 from perception_r1_jax.records import Leaf, PromptBatch
 from perception_r1_jax.sharding import constrain
 
@@ -148,7 +157,7 @@ def decode_stretch(
         end of a response, or after the last step, means nothing.
     """
     shape = slots.tokens.shape
-    recent = KeyValues.empty(config, *shape, length, dtype)
+    recent = KeyValues.empty(config, *shape, length, dtype).joined()
     start = _Stretch(
         step=jnp.int32(0),
         tokens=slots.tokens,
@@ -159,11 +168,11 @@ def decode_stretch(
         logps=jnp.zeros((*shape, length), jnp.float32),
     )
 
+    angles = response_angles(config, slots.positions[None] + jnp.arange(length)[:, None, None])
+
     def body(at: _Stretch) -> _Stretch:
-        positions = slots.positions + at.step
-        logits, recent = decode_step(
-            config, params, at.tokens, positions, prompts, pages, at.recent, at.step, tables, prefix
-        )
+        now = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, at.step, keepdims=False), angles)
+        logits, recent = decode_step(config, params, at.tokens, now, prompts, pages, at.recent, at.step, tables, prefix)
         index = slots.lengths + at.step
         keys = sample_keys(key, slots.prompt_ids, slots.samples, index)
         tokens, logps = sample(logits, keys, sampling, index, at.seen)
@@ -177,7 +186,7 @@ def decode_stretch(
         return _Stretch(at.step + 1, tokens, done, seen, recent, put(at.out, tokens), put(at.logps, logps))
 
     end = jax.lax.while_loop(lambda at: (at.step < length) & ~at.done.all(), body, start)
-    return pages.put(slots.pages, end.recent), whole(end.out), whole(end.logps), end.step
+    return pages.put(slots.pages, end.recent.apart(shape[0])), whole(end.out), whole(end.logps), end.step
 
 
 def whole(x: jax.Array) -> jax.Array:

@@ -39,6 +39,7 @@ from perception_r1_jax.models.qwen2_5_vl import (
     prefill,
     prefill_prefix,
     quantized_params,
+    response_angles,
     serving_params,
     summed_axes,
 )
@@ -84,6 +85,7 @@ __all__ = [
     "prefill_prefix",
     "quantize_weight",
     "quantized_params",
+    "response_angles",
     "serving_params",
     "summed_axes",
     "token_bytes",

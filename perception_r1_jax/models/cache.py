@@ -1,12 +1,15 @@
 """Keys and values kept for decoding.
 
-One record serves four caches. D shards of the batch stand side by side; what a sequence needs lies in its own shard.
+One record serves them all. D shards of the batch stand side by side; what a sequence needs lies in its own shard.
 
     cache      an entry is                                  tokens of an entry
     prompts    a prompt, whatever the number of responses   L
     pages      a stretch of one response                    the page's length
     recent     what a sequence has fed since its last page  the page's length
     rows       a prompt and what is fed behind it           L and the room behind; each row is a shard by itself
+
+The recent ones are written in every step. Their shards and entries are one axis meanwhile (`joined`): with an axis of
+one shard beside it, XLA on a CPU writes a buffer twice and copies it four times.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from perception_r1_jax.records import Leaf
 from perception_r1_jax.sharding import constrain
 
 AXES = ("batch", None, "kv_heads", None, "head_dim")
+JOINED_AXES = ("batch", "kv_heads", None, "head_dim")
 
 
 @jax.tree_util.register_dataclass
@@ -61,13 +65,22 @@ class KeyValues:
         take = jax.vmap(lambda x, at: jnp.take(x, at, axis=0, mode="clip"))
         return self.put(targets, jax.tree.map(lambda x: take(x, sources), self))
 
+    def joined(self) -> KeyValues:
+        """A cache of floats with shards and entries as one axis: [D x entries, kv_heads, tokens, H] for each layer."""
+        return jax.tree.map(lambda x: constrain(x.reshape(-1, *x.shape[2:]), JOINED_AXES), self)
+
+    def apart(self, shards: int) -> KeyValues:
+        """A `joined` cache with so many shards and their entries as two axes again."""
+        return _constrain(jax.tree.map(lambda x: x.reshape(shards, -1, *x.shape[1:]), self))
+
     def write(
         self, layer: int, index: Int[Array, ""], k: Float[Array, "D B kv_heads H"], v: Float[Array, "D B kv_heads H"]
     ) -> KeyValues:
-        """The cache with one token of each entry, at `index` of one layer."""
+        """A `joined` cache with one token of each entry, at `index` of one layer."""
 
         def put(layers, new):
-            new = jax.lax.dynamic_update_index_in_dim(layers[layer], new[:, :, :, None], index, axis=3)
+            new = new.reshape(-1, new.shape[2], 1, new.shape[3])
+            new = jax.lax.dynamic_update_slice_in_dim(layers[layer], new, index, axis=2)
             return (*layers[:layer], new, *layers[layer + 1 :])
 
         return KeyValues(put(self.k, k), put(self.v, v))

@@ -61,7 +61,7 @@ def cached_attention(
     q: Float[Array, "D B heads H"],
     prompt: tuple[Leaf, Leaf],
     pages: tuple[Leaf, Leaf],
-    recent: tuple[Float[Array, "D B kv_heads K H"], Float[Array, "D B kv_heads K H"]],
+    recent: tuple[Float[Array, "rows kv_heads K H"], Float[Array, "rows kv_heads K H"]],
     step: Int[Array, ""],
     tables: Tables,
     shared: tuple[Leaf, Leaf] | None = None,
@@ -72,17 +72,19 @@ def cached_attention(
         q: queries of the tokens that are fed.
         prompt: keys and values of the prompts, each [D, P, kv_heads, L, H], as floats or `Int8`.
         pages: those of full pages, each [D, T, kv_heads, K, H], as floats or `Int8`.
-        recent: those of the tokens since, `step` + 1 of them; the others' values do not matter.
+        recent: those of the tokens since, `step` + 1 of them, shards joined; the others' values do not matter.
         step: place of this token among the recent ones.
         tables: whose prompts and pages are whose.
         shared: keys and values of what all prompts begin with, each [kv_heads, P, H], as floats or `Int8`; the pool
             holds the rest of them.
     """
+    rows, kv_heads, span, size = recent[0].shape
+    seen = jnp.broadcast_to(jnp.arange(span) <= step, (rows, span))
+    fresh = _attend(q.reshape(rows, kv_heads, -1, size), *recent, seen)
+    fresh = jax.tree.map(lambda x: x.reshape(*q.shape[:2], *x.shape[1:]), fresh)
 
-    def attend(q, prompt, pages, recent, lengths, cells, slots, owners):
-        grouped = q.reshape(q.shape[0], prompt[0].shape[1], -1, q.shape[-1])
-        seen = jnp.arange(recent[0].shape[2]) <= step
-        found = _attend(grouped, *recent, jnp.broadcast_to(seen, (q.shape[0], seen.size)))
+    def attend(q, found, prompt, pages, lengths, cells, slots, owners):
+        grouped = q.reshape(q.shape[0], kv_heads, -1, size)
         if shared is not None:
             found = _merge(found, _of_shared(grouped, *shared))
 
@@ -100,7 +102,7 @@ def cached_attention(
         return (found.out / found.total[..., None]).reshape(q.shape).astype(q.dtype)
 
     tabled = (tables.lengths, tables.cells, tables.slots, tables.owners)
-    return jax.vmap(attend)(q, prompt, pages, recent, *tabled)
+    return jax.vmap(attend)(q, fresh, prompt, pages, *tabled)
 
 
 def _over_blocks(add: Callable, count: jax.Array, block: int, size: int, found: _Part) -> _Part:
@@ -165,7 +167,9 @@ def _attend(q, k, v, mask) -> _Part:
     """Of rows [rows, kv_heads, r, H] to keys and values [rows, kv_heads, S, H] where mask [rows, S] is true."""
     mask = mask[:, None, None]
     (k, k_scales), (v, v_scales) = _as_floats(k, q.dtype), _as_floats(v, q.dtype)
-    scores = jnp.einsum("nkrh,nksh->nkrs", q, k, preferred_element_type=jnp.float32) * (q.shape[-1] ** -0.5)
+    # Keys times queries: the few queries are turned round, not the many keys.
+    scores = jnp.einsum("nksh,nkrh->nksr", k, q, preferred_element_type=jnp.float32).swapaxes(2, 3)
+    scores *= q.shape[-1] ** -0.5
     scores = jnp.where(mask, scores * k_scales, LEAST)
     top = scores.max(-1)
     weights = jnp.where(mask, jnp.exp(scores - top[..., None]), 0.0)

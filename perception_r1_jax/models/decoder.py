@@ -15,14 +15,14 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from perception_r1_jax.models.attention import attention, causal_mask
-from perception_r1_jax.models.block_attention import block_attention
+from perception_r1_jax.models.block_attention import attention_behind, block_attention
 from perception_r1_jax.models.cache import KeyValues
 from perception_r1_jax.models.cached_attention import Tables, cached_attention
 from perception_r1_jax.models.config import ModelConfig
 from perception_r1_jax.models.layers import GatedMLP, Linear, RMSNorm, parameter, scan_layers, stack_layers
 from perception_r1_jax.models.prefix import Prefix
 from perception_r1_jax.models.quantized import contract_rows, look_up
-from perception_r1_jax.models.rope import mrope_angles, rotate
+from perception_r1_jax.models.rope import Angles, mrope_angles, rotate
 from perception_r1_jax.records import AnyArray
 from perception_r1_jax.sharding import constrain
 
@@ -41,9 +41,7 @@ class Attention(nnx.Module):
         self.v = Linear((hidden, config.num_kv_heads, head), kv_axes, bias=bias, rngs=rngs)
         self.o = Linear((config.num_heads, head, hidden), ("heads", "head_dim", "embed"), contract=2, rngs=rngs)
 
-    def __call__(
-        self, x: Float[Array, "*B D"], angles: Float[Array, "*B half"], attend: Attend
-    ) -> tuple[Float[Array, "*B D"], Any]:
+    def __call__(self, x: Float[Array, "*B D"], angles: Angles, attend: Attend) -> tuple[Float[Array, "*B D"], Any]:
         # Here rows are split over all of `data` and `fsdp`, however x was laid out, and so are caches made of k and v.
         q = constrain(rotate(self.q(x), angles), ("batch", None, "heads", "head_dim"))
         k = constrain(rotate(self.k(x), angles), ("batch", None, "kv_heads", "head_dim"))
@@ -61,9 +59,7 @@ class DecoderLayer(nnx.Module):
         self.post_attention_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, bias=False, rngs=rngs)
 
-    def __call__(
-        self, x: Float[Array, "*B D"], angles: Float[Array, "*B half"], attend: Attend
-    ) -> tuple[Float[Array, "*B D"], Any]:
+    def __call__(self, x: Float[Array, "*B D"], angles: Angles, attend: Attend) -> tuple[Float[Array, "*B D"], Any]:
         attended, kept = self.attention(self.input_norm(x), angles, attend)
         x = x + attended
         return x + self.mlp(self.post_attention_norm(x)), kept
@@ -102,8 +98,8 @@ class Decoder(nnx.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.head = None if config.tie_embeddings else Head(config, rngs=rngs)
 
-    def angles(self, positions: Int[AnyArray, "B 3 T"]) -> Float[Array, "B T half"]:
-        """Rotary angles of these positions."""
+    def angles(self, positions: Int[AnyArray, "B 3 T"]) -> Angles:
+        """Rotary angles [B, T, half] of these positions."""
         return mrope_angles(positions, self.config.head_dim, self.config.rope_theta, self.config.mrope_section)
 
     def embed_tokens(self, tokens: Int[AnyArray, "*B"]) -> Float[Array, "*B D"]:
@@ -147,14 +143,13 @@ class Decoder(nnx.Module):
         """
         angles = self.angles(positions)
         mask = causal_mask(jnp.arange(x.shape[1])[None, :] < lengths[:, None])
-        if prefix is not None:
-            mask = jnp.pad(mask, [(0, 0), (0, 0), (prefix.length, 0)], constant_values=True)
         x, kept = constrain(x, ("batch", None, None)), []
         for index, layer in enumerate(self.layers):
 
             def attend(q, k, v, index=index):
-                joined = (k, v) if prefix is None else prefix.join(index, k, v)
-                return attention(q, *joined, mask), (k, v)
+                if prefix is None:
+                    return attention(q, k, v, mask), (k, v)
+                return attention_behind(q, k, v, mask, prefix.layer(index, k.dtype)), (k, v)
 
             x, kv = layer(x, angles, attend)
             x = constrain(x, ("batch", None, None))
@@ -164,7 +159,7 @@ class Decoder(nnx.Module):
     def decode_step(
         self,
         x: Float[Array, "shards B D"],
-        positions: Int[Array, "shards B"],
+        angles: Angles,
         prompts: KeyValues,
         pages: KeyValues,
         recent: KeyValues,
@@ -172,8 +167,10 @@ class Decoder(nnx.Module):
         tables: Tables,
         prefix: Prefix | None = None,
     ) -> tuple[Float[Array, "shards B D"], KeyValues]:
-        """Feeds a token of each sequence; its keys and values are the recent ones at `step`. For serving."""
-        angles = self.angles(jnp.broadcast_to(positions[:, None], (x.shape[0], 3, x.shape[1])))
+        """Feeds a token of each sequence; its keys and values are the recent ones at `step`. For serving.
+
+        The angles are given, [shards, B, half]: a step would compute them again for every head of every layer.
+        """
         x = constrain(x, ("batch", None, None))
         for index, layer in enumerate(self.layers):
 

@@ -47,18 +47,6 @@ class Prefix:
         """Keys and values of a layer as floats."""
         return _as_floats(self.k[index], dtype), _as_floats(self.v[index], dtype)
 
-    def join(
-        self, index: int, k: Float[Array, "N T kv_heads H"], v: Float[Array, "N T kv_heads H"]
-    ) -> tuple[Float[Array, "N S kv_heads H"], Float[Array, "N S kv_heads H"]]:
-        """Keys and values of a layer in front of those of each row: S = P + T."""
-
-        def in_front(shared, own):
-            shared = jnp.broadcast_to(jnp.swapaxes(shared, 0, 1), (own.shape[0], self.length, *own.shape[2:]))
-            return jnp.concatenate([shared, own], axis=1)
-
-        shared_k, shared_v = self.layer(index, k.dtype)
-        return in_front(shared_k, k), in_front(shared_v, v)
-
 
 def _as_floats(x: jax.Array | Int8, dtype: DTypeLike) -> jax.Array:
     if isinstance(x, Int8):

@@ -21,6 +21,7 @@ from perception_r1_jax.models.group_attention import group_attention
 from perception_r1_jax.models.lora import Adapted, attach_adapters
 from perception_r1_jax.models.prefix import Prefix
 from perception_r1_jax.models.quantized import Int8, quantize_weight
+from perception_r1_jax.models.rope import Angles, text_angles
 from perception_r1_jax.models.vision import VisionTower
 from perception_r1_jax.records import AnyArray, PackedBatch, PromptBatch
 
@@ -229,11 +230,16 @@ def prefill(
     return logits, KeyValues(*(tuple(entries(x) for x in layers) for layers in zip(*kept)))
 
 
+def response_angles(config: ModelConfig, positions: Int[AnyArray, "*B"]) -> Angles:
+    """Rotary angles [*B, half] of tokens of responses: M-RoPE positions that are the same on all axes."""
+    return text_angles(positions, config.head_dim, config.rope_theta)
+
+
 def decode_step(
     config: ModelConfig,
     params: Params,
     tokens: Int[Array, "shards B"],
-    positions: Int[Array, "shards B"],
+    angles: Angles,
     prompts: KeyValues,
     pages: KeyValues,
     recent: KeyValues,
@@ -247,10 +253,10 @@ def decode_step(
         config: the model's shapes.
         params: `serving_params`.
         tokens: the tokens to feed.
-        positions: their M-RoPE positions, the same on all axes.
+        angles: of their positions, as `response_angles` gives them.
         prompts: cache of the prompts.
         pages: cache of full pages.
-        recent: cache of what was fed since.
+        recent: cache of what was fed since, shards joined.
         step: place of these tokens among the recent ones.
         tables: whose prompts and pages are whose.
         prefix: of all prompts, where `prompts` are the rest of them.
@@ -260,7 +266,7 @@ def decode_step(
     """
     decoder = _model(config, params).decoder
     embeddings = decoder.embed_tokens(tokens)
-    hidden, recent = decoder.decode_step(embeddings, positions, prompts, pages, recent, step, tables, prefix)
+    hidden, recent = decoder.decode_step(embeddings, angles, prompts, pages, recent, step, tables, prefix)
     return decoder.logits(hidden), recent
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from perception_r1_jax.models.attention import Segments, attention
 from perception_r1_jax.models.config import VisionConfig
 from perception_r1_jax.models.layers import GatedMLP, Linear, RMSNorm, layer_flags, scan_layers, stack_layers
-from perception_r1_jax.models.rope import rotate, vision_angles
+from perception_r1_jax.models.rope import Angles, rotate, vision_angles
 from perception_r1_jax.records import MERGE_UNIT, AnyArray
 from perception_r1_jax.sharding import constrain
 
@@ -33,7 +33,7 @@ class VisionAttention(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "N W 64 hidden"],
-        angles: Float[Array, "N W 64 half"],
+        angles: Angles,
         valid: Bool[AnyArray, "N W 64"],
         image_ids: Int[AnyArray, "N W"],
         full: Bool[Array, ""],
@@ -75,7 +75,7 @@ class VisionLayer(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "N W 64 hidden"],
-        angles: Float[Array, "N W 64 half"],
+        angles: Angles,
         valid: Bool[AnyArray, "N W 64"],
         image_ids: Int[AnyArray, "N W"],
         full: Bool[Array, ""],
