@@ -22,7 +22,7 @@ train: mini-inputs
 	$(BIN)/python scripts/train.py --config configs/mini.py --workdir $(WORKDIR)
 	$(BIN)/python scripts/report.py $(WORKDIR)
 
-# About 3 hours on 2 cores; stopped at any time it goes on where it was.
+# About 90 minutes on 2 cores; stopped at any time it goes on where it was.
 claim: mini-inputs
 	$(BIN)/python scripts/claim.py --out $(CLAIM)
 
