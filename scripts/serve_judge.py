@@ -101,6 +101,7 @@ def make_server(args: argparse.Namespace) -> JudgeServer:
     try:
         return JudgeServer(service, args.host, args.port)
     except (OSError, OverflowError) as error:
+        service.close()
         raise UserError(f"--host {args.host} --port {args.port}: cannot listen there ({error})") from error
 
 

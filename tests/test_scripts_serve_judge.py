@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import urllib.request
 from pathlib import Path
 
@@ -88,3 +89,4 @@ def test_an_address_that_is_taken_is_an_error_in_one_line(monkeypatch):
     monkeypatch.setattr(on_mesh, "load_judge", lambda *_, **__: NoJudge())
     with pytest.raises(SystemExit, match=r"error: --host no\.such\.host\.invalid --port 8000: cannot listen there"):
         serve_judge.main(["--model", str(MINI_JUDGE), "--host", "no.such.host.invalid"])
+    assert "judge" not in [thread.name for thread in threading.enumerate()]
