@@ -13,7 +13,7 @@ WORLD := $(wildcard perception_r1_jax/data/geometry_world/*.py perception_r1_jax
 CLAIM ?= docs/claim
 # Two processes of some 3 GB each: tests wait for compilers and deadlines more than for one another. In the files' order
 # short ones come last; by their numbers of tests, as xdist would have them, those of few and long tests.
-PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder --durations 15
 
 .PHONY: train claim mini-inputs mini-models test test-slow lint environment
 

@@ -115,7 +115,7 @@ def get_config() -> ConfigDict:
     config.grpo.updates_per_batch = 1  # strictly on-policy
     config.grpo.micro_batch_prompts = 16  # theirs is 8 responses a device; one prompt a device on 16 devices
     config.grpo.micro_batch_samples = 1  # one row of up to 8,192 tokens a device
-    config.grpo.log_prob_chunk = 256  # ours: 256 positions of a row have 152,064 float32 logits each, 156 MB
+    config.grpo.log_prob_chunk = 256  # ours: as many logits at a time as 256 positions of a row have, 156 MB in float32
 
     config.optimizer.name = "adamw"  # theirs
     config.optimizer.learning_rate = 1e-6  # after warm-up

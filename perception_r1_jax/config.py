@@ -258,7 +258,7 @@ def default_config() -> ConfigDict:
     config.grpo.updates_per_batch = 1  # optimizer steps, each on its share of the prompts of a batch of rollouts
     config.grpo.micro_batch_prompts = 8  # rows of a micro-batch over all devices, of like length: a prompt each
     config.grpo.micro_batch_samples = 8  # responses that stand in the row of their prompt; a longer group is split
-    config.grpo.log_prob_chunk = 256  # positions of each row whose logits exist at a time
+    config.grpo.log_prob_chunk = 256  # positions of each row: no more logits than these have exist at a time
 
     config.optimizer = ConfigDict()  # what becomes of a gradient
     config.optimizer.name = "adamw"  # or muon: for the matrices of the layers, with AdamW for the rest

@@ -17,6 +17,8 @@ from tests.grpo_fixtures import make_batch, one_device_mesh, run_config
 
 VOCABULARY = 152_064
 TOKENS, CHUNK = 64, 4
+BLOCK = VOCABULARY * CHUNK // (4 * TOKENS)
+"""Words at a time: as many logits as `CHUNK` positions have."""
 
 
 def compiled_gradient():
@@ -38,9 +40,15 @@ def test_no_array_has_a_place_for_every_token_and_every_word():
         for instruction in computation.instructions.values()
         for shape in instruction.shapes
     ]
-    of_words = [shape for shape in shapes if VOCABULARY in shape.dims]
-    assert of_words
-    positions = max(int(np.prod(shape.dims)) // VOCABULARY for shape in of_words)
-    assert positions == max(2 * CHUNK, tiny.CONFIG.hidden_size)  # a chunk of two rows, or the matrices themselves
+
+    def most(words, matrices):
+        """The most numbers that an array has for each of so many words, of those that are matrices or are not."""
+        of_words = [shape.dims for shape in shapes if words in shape.dims]
+        sizes = [int(np.prod(dims)) for dims in of_words if (tiny.CONFIG.hidden_size in dims) == matrices]
+        return max(sizes, default=0) // words
+
+    assert most(VOCABULARY, matrices=True) == tiny.CONFIG.hidden_size
+    assert most(VOCABULARY, matrices=False) <= 1  # which words are banned
+    assert most(BLOCK, matrices=False) == 2 * 4 * TOKENS  # the logits of all positions of two rows for a block of words
     all_logits = 2 * 4 * TOKENS * VOCABULARY * 4
     assert compiled.memory_analysis().temp_size_in_bytes < all_logits / 2

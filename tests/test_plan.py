@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 import json
 import re
@@ -221,6 +222,23 @@ def test_what_lies_beside_a_program_leaves_it_less():
     assert "exceeds available HBM" in beside.refusal
     assert beside.cost.bytes_moved == pytest.approx(alone.cost.bytes_moved)
     assert beside.total == alone.total + 14 * GIB
+
+
+@needs_libtpu
+def test_an_argument_that_is_written_over_is_counted_once():
+    target = find_target("v5e:2x2")
+    mesh = make_mesh(devices=target.devices)
+    place = replicated(mesh)
+    x = jax.ShapeDtypeStruct((2**14, 1024), "f4", sharding=place)
+
+    def lower(**donated):
+        return jax.jit(lambda sums, x: sums + jnp.sort(x, axis=0), out_shardings=place, **donated).lower(x, x)
+
+    kept, donated = (
+        measure(Program("test/add", mesh, functools.partial(lower, **fields), {}, {}), target, 0.0)
+        for fields in ({}, {"donate_argnums": 0})
+    )
+    assert 2 * 2**26 < donated.total <= kept.total
 
 
 @needs_libtpu

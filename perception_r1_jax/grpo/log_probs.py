@@ -12,11 +12,11 @@ from jaxtyping import Array, Bool, Float, Int
 from perception_r1_jax.models import (
     ModelConfig,
     Params,
-    compute_logits,
+    contract_rows,
     embed_prompts,
     embed_tokens,
     forward_groups,
-    map_blocks,
+    output_matrix,
 )
 from perception_r1_jax.records import AnyArray, PromptBatch
 from perception_r1_jax.sharding import constrain
@@ -38,8 +38,9 @@ def token_log_probs(
 ) -> tuple[Float[Array, "B C"], Float[Array, "B C"]]:
     """Log-probability of each target under the hidden state that predicts it, and the distribution's entropy.
 
-    The logits are made for `chunk` positions of all B rows at a time, and once more in the backward pass, so that
-    [B, chunk, V] is the most there is of them.
+    All positions meet a block of the vocabulary at a time, of such a size that there are no more logits than `chunk`
+    positions of each row have. They are made once more in the backward pass. So the output matrix comes from other
+    devices a block at a time, too, and the sum of its gradient goes back to them likewise.
 
     Args:
         config: the model's shapes.
@@ -48,32 +49,65 @@ def token_log_probs(
         targets: token ids.
         temperature: the logits are divided by it, as in sampling.
         banned_ids: tokens that sampling never takes; they have no share in the softmax.
-        chunk: positions at a time; rows stay whole, since they are what the mesh splits.
+        chunk: positions of each row, as many as may have all of their logits at a time.
         entropy_gradient: true lets the gradient flow through the entropy.
 
     Returns:
         Both float32, in nats.
     """
-    banned = np.isin(np.arange(config.vocab_size), banned_ids)[None, None]
+    matrix, first_words = _blocks_of_words(output_matrix(config, params), -(-hidden.shape[1] // chunk))
+    banned = np.isin(np.arange(first_words[-1] + matrix.shape[1]), banned_ids)
+    banned[config.vocab_size :] = True  # words that fill the last block up
+    of_entropy = (lambda x: x) if entropy_gradient else jax.lax.stop_gradient
+    dtype, wide = hidden.dtype, hidden.astype(jnp.float32)  # the gradients that blocks give it add up in float32
 
-    def chunk_log_probs(inputs):
-        hidden, targets = inputs
-        logits = jnp.where(banned, BANNED_LOGIT, compute_logits(config, params, hidden) / temperature)
-        return _log_prob_and_entropy(logits, targets, entropy_gradient)
+    def of_block(inputs):
+        matrix, banned, first_word = inputs
+        logits = contract_rows(wide.astype(dtype), constrain(matrix, ("vocab", "embed"))) / temperature
+        logits = constrain(jnp.where(banned[None, None], BANNED_LOGIT, logits), ("batch", None, "vocab"))
+        normaliser = jax.nn.logsumexp(logits, axis=-1)
+        within = _entropy(*of_entropy((logits, normaliser)))
+        return normaliser, picked_logits(logits, targets - first_word), within
 
-    return map_blocks(chunk_log_probs, (hidden, targets), min(chunk, hidden.shape[1]))
+    # The map already keeps XLA from merging the recomputation with the forward pass.
+    step = jax.checkpoint(of_block, prevent_cse=False)
+    normalisers, picked, within = jax.lax.map(step, (matrix, banned.reshape(len(first_words), -1), first_words))
+    normaliser = jax.nn.logsumexp(normalisers, axis=0)
+    # A word is drawn in two draws: its block, then the word within it. The entropies of the two add up.
+    block_logps = of_entropy(normalisers - normaliser[None])
+    entropy = jnp.sum(jnp.exp(block_logps) * (within - block_logps), axis=0)
+    return jnp.sum(picked, axis=0) - normaliser, entropy
+
+
+def _blocks_of_words(
+    matrix: Float[Array, "V D"], count: int
+) -> tuple[Float[Array, "blocks v D"], Int[np.ndarray, " blocks"]]:
+    """At most so many blocks of words, the last one filled up with zeros, and each block's first word."""
+    size = -(-matrix.shape[0] // count)
+    matrix = jnp.pad(matrix, [(0, -matrix.shape[0] % size), (0, 0)]).reshape(-1, size, matrix.shape[1])
+    return matrix, np.arange(matrix.shape[0], dtype=np.int32) * size
+
+
+def _entropy(logits: Float[Array, "B C V"], normaliser: Float[Array, "B C"]) -> Float[Array, "B C"]:
+    logps = logits - normaliser[..., None]
+    return -jnp.sum(jnp.exp(logps) * logps, axis=-1)
 
 
 def target_log_probs(
     logits: Float[Array, "B C V"], targets: Int[AnyArray, "B C"]
 ) -> tuple[Float[Array, "B C"], Float[Array, "B C"]]:
-    """Log-probability of each target, and the log-sum-exp of its logits.
-
-    A comparison with every id picks the target's logit: unlike a gather it stays local on a split vocabulary.
-    """
+    """Log-probability of each target, and the log-sum-exp of its logits."""
     normaliser = jax.nn.logsumexp(logits, axis=-1)
+    return picked_logits(logits, targets) - normaliser, normaliser
+
+
+def picked_logits(logits: Float[Array, "B C V"], targets: Int[AnyArray, "B C"]) -> Float[Array, "B C"]:
+    """The targets' logits, 0 for a target that is none of the words.
+
+    A comparison with every id picks them: unlike a gather it stays local on a split vocabulary.
+    """
     is_target = jnp.arange(logits.shape[-1])[None, None] == targets[..., None]
-    return jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1) - normaliser, normaliser
+    return jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
 
 
 def response_log_probs(
@@ -154,11 +188,3 @@ def predicting_states(
     own = hidden[:, -samples * response_length :].reshape(n, samples, response_length, size)
     states = jnp.concatenate([jnp.broadcast_to(first, (n, samples, 1, size)), own[:, :, :-1]], axis=2)
     return states.reshape(n, samples * response_length, size)
-
-
-def _log_prob_and_entropy(logits, targets, entropy_gradient):
-    logps, normaliser = target_log_probs(logits, targets)
-    all_logps = logits - normaliser[..., None]
-    if not entropy_gradient:
-        all_logps = jax.lax.stop_gradient(all_logps)
-    return logps, -jnp.sum(jnp.exp(all_logps) * all_logps, axis=-1)

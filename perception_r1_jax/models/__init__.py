@@ -20,7 +20,7 @@ from perception_r1_jax.models.lora import (
     narrow_matrices,
 )
 from perception_r1_jax.models.prefix import Prefix
-from perception_r1_jax.models.quantized import Int8, quantize_weight
+from perception_r1_jax.models.quantized import Int8, contract_rows, quantize_weight
 from perception_r1_jax.models.qwen2_5_vl import (
     Params,
     abstract_params,
@@ -36,6 +36,7 @@ from perception_r1_jax.models.qwen2_5_vl import (
     forward_groups,
     init_params,
     logical_axes,
+    output_matrix,
     prefill,
     prefill_prefix,
     quantized_params,
@@ -65,6 +66,7 @@ __all__ = [
     "causal_mask",
     "check_backend",
     "compute_logits",
+    "contract_rows",
     "count_params",
     "decode_step",
     "embed_prompts",
@@ -80,6 +82,7 @@ __all__ = [
     "map_blocks",
     "merge_adapters",
     "narrow_matrices",
+    "output_matrix",
     "packed_segments",
     "prefill",
     "prefill_prefix",

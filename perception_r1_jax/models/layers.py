@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Key
 
 from perception_r1_jax.models.lora import contract_adapted
+from perception_r1_jax.sharding import constrain
 
 _initializer = nnx.initializers.normal(0.02)
 
@@ -101,12 +102,20 @@ def scan_layers(
 
     def step(carry, inputs):
         state, x = inputs
-        return body(nnx.merge(graph, state), carry, x)
+        return body(nnx.merge(graph, nnx.map_state(_in_place, state)), carry, x)
 
     if REMAT_POLICIES[remat] is not None:
         # The scan already keeps XLA from merging the recomputation with the forward pass.
         step = jax.checkpoint(step, policy=REMAT_POLICIES[remat], prevent_cse=False)
     return jax.lax.scan(step, carry, (state, xs))
+
+
+def _in_place(_: Any, variable: nnx.Variable) -> nnx.Variable:
+    """A layer's parameter, pinned to where it lies: so is its gradient, which no device then sums up whole."""
+    value = variable.get_value()
+    if not isinstance(value, jax.Array):  # with an adapter, it has no gradient
+        return variable
+    return variable.replace(constrain(value, variable.logical_axes))
 
 
 def layer_flags(count: int, marked: Sequence[int]) -> Bool[np.ndarray, " count"]:

@@ -193,6 +193,12 @@ def forward_groups(
     return _model(config, params).decoder.forward(embeddings, positions, attend, remat)
 
 
+def output_matrix(config: ModelConfig, params: Params) -> Float[Array, "V D"]:
+    """Whose products with hidden states are the logits."""
+    decoder = params["decoder"]
+    return decoder["embed"]["embedding"] if config.tie_embeddings else decoder["head"]["kernel"]
+
+
 def compute_logits(config: ModelConfig, params: Params, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
     """float32 logits of hidden states."""
     return _model(config, params).decoder.logits(hidden)

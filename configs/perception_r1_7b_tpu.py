@@ -1,0 +1,23 @@
+"""The published run for 16 TPUs of 16 GB (v5e:4x4), judge included.
+
+    python scripts/plan.py --config configs/perception_r1_7b_tpu.py --topology v5e:4x4
+
+The work is that of `perception_r1_7b`; where it lies, and in how many bits, is not. docs/performance.md says what is
+known of its memory. This config has not been run yet.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import perception_r1_7b
+
+
+def get_config() -> ConfigDict:
+    """As the published run, with what makes room for it."""
+    config = perception_r1_7b.get_config()
+    config.model.attention = "splash"  # holds no scores
+    config.judge.weights_int8 = True  # its 66 GB of bfloat16 become 33
+    config.judge.streaming = False  # it judges when the rollout's weights and cache have left the devices
+    config.optimizer.moments_dtype = "bfloat16"  # 33 GB instead of 66; rounded by chance, so right on average
+    config.optimizer.host_memory = True  # on 16 devices 2 GB of each come and go with an update
+    config.rollout.cache_memory = 0.2  # the pictures' program needs a GB beside it
+    return config
