@@ -2,8 +2,8 @@
 
     python scripts/plan.py --config configs/perception_r1_7b_tpu.py --topology v5e:4x4
 
-The work is that of `perception_r1_7b`; where it lies, and in how many bits, is not. docs/performance.md says what is
-known of its memory. This config has not been run yet.
+The work is that of `perception_r1_7b`; where it lies, and in how many bits, is not. docs/performance.md says what
+it takes there. This config has not been run yet.
 """
 
 from ml_collections import ConfigDict
