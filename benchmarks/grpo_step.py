@@ -1,6 +1,6 @@
 """A whole step of GRPO beside TRL's GRPOTrainer: rollout, cheap rewards and update.
 
-    TRL_PYTHON=ENV/bin/python benchmarks/grpo_step.py [--quick] --json OUT
+    TRL_PYTHON=ENV/bin/python python benchmarks/grpo_step.py [--quick] --json OUT
 
 Both sides read the same random checkpoint and the same picture files, in float32 and on all cores, and take step after
 step of a run with AdamW, no KL term and one update for each batch of responses. A step prepares the prompts from the

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from benchmarks.made import Made
 from perception_r1_jax.processing import Processor
 from perception_r1_jax.rewards.format import format_reward
 from perception_r1_jax.rewards.repetition import repetition_penalty
+from tests.stand_in import put_in_place
 
 WORK = grpo_step.Work(prompts=2, samples=2, new_tokens=3, side=90)
 
@@ -47,11 +47,7 @@ def run(tmp_path_factory):
 @pytest.fixture
 def kept(tmp_path, monkeypatch):
     """The file in which the stand-in keeps what it was asked."""
-    script, kept = tmp_path / "python", tmp_path / "asked.json"
-    script.write_text(STAND_IN.format(python=sys.executable, kept=str(kept)))
-    script.chmod(0o755)
-    monkeypatch.setenv(trl_peer.VARIABLE, str(script))
-    return kept
+    return put_in_place(STAND_IN, trl_peer.VARIABLE, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("tuned", [False, True])

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import numpy as np
 import pytest
 
 from benchmarks import rollout, shape, vllm_peer, workload
+from tests.stand_in import put_in_place
 
 STAND_IN = '''#!{python}
 """Takes vllm_side.py's place: answers with the number of the response, and keeps what it was asked."""
@@ -28,11 +28,7 @@ for line in sys.stdin:
 @pytest.fixture
 def kept(tmp_path, monkeypatch):
     """The file in which the stand-in keeps what it was asked."""
-    script, kept = tmp_path / "python", tmp_path / "asked.json"
-    script.write_text(STAND_IN.format(python=sys.executable, kept=str(kept)))
-    script.chmod(0o755)
-    monkeypatch.setenv(vllm_peer.VARIABLE, str(script))
-    return kept
+    return put_in_place(STAND_IN, vllm_peer.VARIABLE, tmp_path, monkeypatch)
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from perception_r1_jax.grpo.micro_batches import MicroBatch
 from perception_r1_jax.models import ModelConfig, flops
@@ -22,6 +23,16 @@ class Work(NamedTuple):
 
     text: float
     vision: float
+
+
+def gradient_passes(config: ConfigDict) -> Work:
+    """How many forward passes' operations a gradient takes, forward pass included.
+
+    Backwards, half is of what goes in and half of the parameters; the latter falls away where adapters are trained,
+    and all of it in a vision tower that is frozen.
+    """
+    text = 2 if config.lora.modules else 3
+    return Work(text, 1 if config.model.freeze_vision else text)
 
 
 def needed_work(model: ModelConfig, batch: TrainBatch) -> Work:

@@ -21,7 +21,7 @@ from perception_r1_jax.models.cached_attention import Tables, cached_attention
 from perception_r1_jax.models.config import ModelConfig
 from perception_r1_jax.models.layers import GatedMLP, Linear, RMSNorm, parameter, scan_layers, stack_layers
 from perception_r1_jax.models.prefix import Prefix
-from perception_r1_jax.models.quantized import contract_rows, look_up
+from perception_r1_jax.models.quantized import Int8, contract_rows, look_up
 from perception_r1_jax.models.rope import Angles, mrope_angles, rotate
 from perception_r1_jax.records import AnyArray
 from perception_r1_jax.sharding import constrain
@@ -108,10 +108,14 @@ class Decoder(nnx.Module):
         # The table's own layout, so that a gradient that comes by batch finds its way to the table without a gather.
         return constrain(found, ("lookup",) + (None,) * (tokens.ndim - 1) + ("embed",))
 
+    @property
+    def output_matrix(self) -> Float[Array, "V D"] | Int8:
+        """Whose products with hidden states are the logits."""
+        return (self.embed.embedding if self.head is None else self.head.kernel).get_value()
+
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """float32 logits."""
-        matrix = self.embed.embedding if self.head is None else self.head.kernel
-        return contract_rows(hidden, matrix.get_value())
+        return contract_rows(hidden, self.output_matrix)
 
     def forward(
         self,
@@ -187,14 +191,16 @@ class Decoder(nnx.Module):
     def extend(
         self,
         x: Float[Array, "N S D"],
-        positions: Int[Array, "N S"],
+        angles: Angles,
         rows: KeyValues,
         start: Int[Array, ""],
         seen: Bool[Array, "N S L"],
         prefix: Prefix | None = None,
     ) -> tuple[Float[Array, "N S D"], KeyValues]:
-        """Feeds a block of tokens of each row, whose keys and values go to `start` of its entry. For serving."""
-        angles = self.angles(jnp.broadcast_to(positions[:, None], (x.shape[0], 3, x.shape[1])))
+        """Feeds a block of tokens of each row, whose keys and values go to `start` of its entry. For serving.
+
+        The angles are [N, S, half], as of `decode_step`.
+        """
         x = constrain(x, ("batch", None, None))
         for index, layer in enumerate(self.layers):
 

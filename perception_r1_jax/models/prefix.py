@@ -45,10 +45,4 @@ class Prefix:
 
     def layer(self, index: int, dtype: DTypeLike) -> tuple[Float[Array, "kv_heads P H"], Float[Array, "kv_heads P H"]]:
         """Keys and values of a layer as floats."""
-        return _as_floats(self.k[index], dtype), _as_floats(self.v[index], dtype)
-
-
-def _as_floats(x: jax.Array | Int8, dtype: DTypeLike) -> jax.Array:
-    if isinstance(x, Int8):
-        return (x.values.astype(jnp.float32) * x.scales[..., None]).astype(dtype)
-    return x
+        return tuple(x.floats(dtype) if isinstance(x, Int8) else x for x in (self.k[index], self.v[index]))

@@ -28,6 +28,10 @@ class Int8:
         """Of the numbers it stands for."""
         return self.values.shape
 
+    def floats(self, dtype: DTypeLike) -> jax.Array:
+        """The numbers it stands for, where those of the last axis share a scale."""
+        return (self.values.astype(jnp.float32) * self.scales[..., None].astype(jnp.float32)).astype(dtype)
+
 
 def quantize(x: jax.Array, axes: Sequence[int] = (-1,), dtype: DTypeLike = jnp.float32) -> Int8:
     """Each run along `axes` by its own scale, its largest number at 127; an error is at most half a step.
@@ -65,8 +69,7 @@ def look_up(table: jax.Array | Int8, indices: Int[AnyArray, "*B"]) -> Float[Arra
     """Rows of a table [V, D]; of one in 8 bits in the dtype of its scales, one for each row."""
     if not isinstance(table, Int8):
         return table[indices]
-    rows, scales = table.values[indices], table.scales[indices]
-    return (rows.astype(jnp.float32) * scales[..., None].astype(jnp.float32)).astype(scales.dtype)
+    return Int8(table.values[indices], table.scales[indices]).floats(table.scales.dtype)
 
 
 def contract_rows(x: Float[Array, "*B D"], table: jax.Array | Int8) -> Float[Array, "*B V"]:

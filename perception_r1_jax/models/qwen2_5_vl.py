@@ -195,8 +195,7 @@ def forward_groups(
 
 def output_matrix(config: ModelConfig, params: Params) -> Float[Array, "V D"]:
     """Whose products with hidden states are the logits."""
-    decoder = params["decoder"]
-    return decoder["embed"]["embedding"] if config.tie_embeddings else decoder["head"]["kernel"]
+    return _model(config, params).decoder.output_matrix
 
 
 def compute_logits(config: ModelConfig, params: Params, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
@@ -311,4 +310,5 @@ def extend(
         Hidden states after the final norm, and the cache with these tokens.
     """
     decoder = _model(config, params).decoder
-    return decoder.extend(decoder.embed_tokens(tokens), positions, rows, start, seen, prefix)
+    angles = response_angles(config, positions)
+    return decoder.extend(decoder.embed_tokens(tokens), angles, rows, start, seen, prefix)

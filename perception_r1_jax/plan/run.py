@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from perception_r1_jax.errors import UserError
 from perception_r1_jax.grpo.kl import has_kl
 from perception_r1_jax.grpo.step import LogProbs, TrainStep
+from perception_r1_jax.grpo.work import gradient_passes
 from perception_r1_jax.inference import Engine
 from perception_r1_jax.inference.rollout import make_engine
 from perception_r1_jax.judge.pictures import check_sees
@@ -235,15 +236,15 @@ def _train_step(run: PlannedRun) -> list[Program]:
     sums = jax.eval_shape(step.gradient, params, *counters, grads, batch, weights)[1]
     everywhere = replicated(run.mesh)
     sums = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), sums)
-    text = 2 if run.config.lora.modules else 3  # frozen matrices have no gradient of their own
-    vision = 1 if run.config.model.freeze_vision else text
+    passes = gradient_passes(run.config)
     gradient = Program(
         name="train/gradient",
         mesh=run.mesh,
         lower=lambda: step.gradient.lower(params, *counters, grads, batch, weights),
         held=_kept(run),
         given={PARAMETERS: params},
-        useful_flops=(text * _text_flops(run) + vision * _vision_flops(run)) / shapes.micro_batches(run.config),
+        useful_flops=(passes.text * _text_flops(run) + passes.vision * _vision_flops(run))
+        / shapes.micro_batches(run.config),
     )
     update = Program(
         name="train/update",

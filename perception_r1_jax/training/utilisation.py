@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from perception_r1_jax.grpo.kl import has_kl
-from perception_r1_jax.grpo.work import Work, needed_work, row_work
+from perception_r1_jax.grpo.work import Work, gradient_passes, needed_work, row_work
 from perception_r1_jax.records import TrainBatch
 from perception_r1_jax.speeds import SPEEDS
 from perception_r1_jax.training.setup import Run
@@ -37,12 +37,8 @@ def utilisation(run: Run, batches: Sequence[TrainBatch], seconds: float) -> dict
 
 
 def _passes(run: Run, forward: Work) -> Work:
-    """Forward and backward passes, and forward passes for other log-probs.
-
-    Backwards, half is of what goes in and half of the parameters; the latter falls away where adapters are trained.
-    """
+    """Forward and backward passes, and forward passes for other log-probs."""
     grpo = run.config.grpo
     more = int(grpo.updates_per_batch > 1) + int(has_kl(grpo))
-    text = 2 if run.config.lora.modules else 3
-    vision = 1 if run.config.model.freeze_vision else text
-    return Work((text + more) * forward.text, (vision + more) * forward.vision)
+    passes = gradient_passes(run.config)
+    return Work((passes.text + more) * forward.text, (passes.vision + more) * forward.vision)
