@@ -20,7 +20,7 @@ from perception_r1_jax.inference.sampling import Sampling
 from perception_r1_jax.inference.stats import GenerationStats
 from perception_r1_jax.models import KeyValues, ModelConfig, Params, Prefix, embed_prompts, prefill_prefix
 from perception_r1_jax.records import PromptBatch
-from perception_r1_jax.sharding import put_batch, replicated
+from perception_r1_jax.sharding import put_batch, replicate_key
 
 
 class Programs:
@@ -73,7 +73,7 @@ class Call:
         self._programs, self._params, self._mesh = programs, params, mesh
         self._generation, self._pools = generation, pools
         self._prefix = prefix
-        self._key = jax.device_put(key, replicated(mesh))
+        self._key = replicate_key(mesh, key)
         self._sampling = sampling
         shards = mesh.shape["data"]
         self._prompts = programs.empty(shards, pools.prompts, prompt_tokens)

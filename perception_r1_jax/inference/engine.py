@@ -98,7 +98,7 @@ class Engine:
         Raises:
             UserError: the weights do not fit, however they are split.
         """
-        memory = device_memory(mesh.devices.flat[0]) if memory is None else memory
+        memory = device_memory(mesh.local_mesh.devices.flat[0]) if memory is None else memory
         self.config = config
         self.serving = Serving(config, jnp.dtype(dtype), weights_int8)
         self.mesh = serving_mesh(mesh, self.serving, weights_memory * memory)
