@@ -51,6 +51,8 @@ def get_config() -> ConfigDict:
     config.judge.max_new_tokens = 512  # tokens; a verdict takes about 10
     config.judge.batch_size = 64  # ours: requests judged at once, of the 1,024 of a step
     config.judge.streaming = True  # False: when the rollout's weights and cache have left the devices
+    config.judge.weights_memory = 0.45  # ours: its 66 GB of bfloat16 are split over 2 devices of 80 GB
+    config.judge.cache_memory = 0.3  # ours: more than it takes with the digits alone open
     config.judge.weights_int8 = False  # True: its 66 GB of bfloat16 become 33
     config.judge.host_memory = False  # at hand; True takes its 66 GB off the devices while it does not judge
     config.judge.on_failure = "drop_sample"  # theirs, under "paper", is "abort": a failed request kills the step

@@ -100,7 +100,7 @@ def test_the_share_of_the_cache_that_is_advised_makes_room(monkeypatch):
     on_devices(monkeypatch)
     (fitting,) = plan("rollout/decode 32", **fields).programs
     on_devices(monkeypatch, memory=int(0.95 * fitting.total))
-    made = plan("rollout/decode 32", rollout__cache_memory=1.0, **fields)
+    made = plan("rollout/decode 32", rollout__weights_memory=0.1, rollout__cache_memory=0.9, **fields)
     (program,) = made.programs
     assert not program.fits
     assert program.bytes[CACHE] == fitting.bytes[CACHE] > 0.5 * fitting.total

@@ -25,6 +25,7 @@ from perception_r1_jax.data.errors import DroppedProblem
 from perception_r1_jax.errors import UserError
 from perception_r1_jax.host_memory import check_host_memory
 from perception_r1_jax.inference import Engine
+from perception_r1_jax.inference.engine import CACHE_MEMORY, WEIGHTS_MEMORY
 from perception_r1_jax.judge.answers import Answer, ChosenAnswers, FreeAnswers, no_answer
 from perception_r1_jax.judge.call import AnyJudge, JudgeCall, Judging, never_stop
 from perception_r1_jax.judge.pictures import AnyPrompt, AnyRequest, check_sees, load_any_prompt
@@ -257,6 +258,8 @@ def load_judge(
     min_pixels: int | None = None,
     max_pixels: int | None = None,
     dtype: DTypeLike = jnp.bfloat16,
+    weights_memory: float = WEIGHTS_MEMORY,
+    cache_memory: float = CACHE_MEMORY,
     weights_int8: bool = False,
     host_memory: bool = False,
     fidelity: str = "default",
@@ -276,7 +279,15 @@ def load_judge(
     config = load_config(model_dir)
     if sees:
         check_sees(config, directory)
-    engine = Engine(config, None, mesh, dtype=dtype, weights_int8=weights_int8)
+    engine = Engine(
+        config,
+        None,
+        mesh,
+        dtype=dtype,
+        weights_memory=weights_memory,
+        cache_memory=cache_memory,
+        weights_int8=weights_int8,
+    )
     engine.read(functools.partial(stream_params, directory, config), host_memory=host_memory)
     return Judge(
         engine,
