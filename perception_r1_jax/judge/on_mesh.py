@@ -173,7 +173,7 @@ class Judge(AnyJudge):
         length = bucket_size(len(own.tokens), longest, finer=self._answers.finer)
         return _Ask(index, count, own, (length, window_bucket(prompt), answer_bucket, rest is not None))
 
-    def _answer(self, batch: Sequence[_Ask]) -> list[Answer]:
+    def _answer(self, batch: Sequence[_Ask], check: Callable[[], None]) -> list[Answer]:
         """Answers to one batch of one bucket; rows past the batch's end are filler."""
         length, windows, answer_bucket, behind_prefix = batch[0].bucket
         prompts = batch_prompts(
@@ -184,7 +184,7 @@ class Judge(AnyJudge):
             pad_id=self._processor.pad_id,
         )
         prefix = self._prefix if behind_prefix else None
-        return self._answers.write(prompts, [ask.count for ask in batch], answer_bucket, prefix)
+        return self._answers.write(prompts, [ask.count for ask in batch], answer_bucket, prefix, check)
 
     def _read(self, answer: Answer, count: int) -> Judgement:
         if answer.status != OK:
@@ -240,7 +240,7 @@ class MeshCall(JudgeCall):
             self._weights.enter_context(self._judge._engine.on_device())
             self._fetch_weights = False
         batch = self._waiting.pop(bucket)
-        for ask, answer in zip(batch, self._judge._answer(batch)):
+        for ask, answer in zip(batch, self._judge._answer(batch, self._check)):
             self._answers[ask.index] = answer
 
 
