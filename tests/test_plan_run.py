@@ -277,7 +277,7 @@ def test_models_that_have_no_room_together_are_told_before_the_run_starts(monkey
     assert sizes["the judge's weights"] == pytest.approx(2 * count_params(judge) / 2 / 2**30, rel=1e-2), "over 2"
     for section, field in re.findall(r"config\.(\w+)\.(\w+)", str(told.value)):
         assert field in config[section]
-    config.judge.weights_int8, config.optimizer.host_memory = True, True
+    config.judge.weights_int8, config.judge.weights_memory, config.optimizer.host_memory = True, 0.3, True
     check_room(config, policy, judge, mesh)
 
 
