@@ -141,7 +141,7 @@ def get_config() -> ConfigDict:
 
     config.evaluation.split = ""  # none beside benchmarks: the file has training problems alone
     config.evaluation.problems = 0  # all
-    config.evaluation.batch_size = 256  # ours: enough that few slots are idle while the last ones end
+    config.evaluation.batch_size = 256  # ours: all at once over 16 devices; more would take more memory for pictures
     config.evaluation.max_new_tokens = 4096  # theirs
     config.evaluation.checker = ""  # none knows these pictures
     config.evaluation.probe_max_new_tokens = 32  # not used without a checker
