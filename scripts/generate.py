@@ -86,8 +86,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         type=float,
         default=1.0,
         metavar="R",
-        help="divides the logits of tokens that were there before, as a model's generation_config.json may ask; 1, the "
-        "default, whatever that says: does nothing",
+        help="above 1 makes tokens that stand in prompt or answer less likely, as a model's generation_config.json may "
+        "ask for; 1, the default, leaves them as they are, whatever that file says",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the draw, with a temperature (default 0)")
     parser.add_argument(

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from perception_r1_jax.errors import UserError
+from perception_r1_jax.host_memory import check_host_memory
 from perception_r1_jax.inference.reshard import device_memory
 from perception_r1_jax.models import ModelConfig
 from perception_r1_jax.plan.choosing import ChoiceCalls, choosing_cache_bytes
@@ -50,6 +51,8 @@ def check_room(config: ConfigDict, policy: ModelConfig, judge: ModelConfig | Non
         judge: the judge's; None for none on this mesh.
         mesh: of the run.
     """
+    if config.optimizer.host_memory:
+        check_host_memory("optimizer.host_memory", mesh)
     memory = device_memory(mesh.local_mesh.devices.flat[0])
     run = plan_models(config, Target(LOCAL, [*mesh.devices.flat], memory, None), policy, judge)
     if run.problems:
