@@ -51,6 +51,8 @@ def get_config() -> ConfigDict:
     config.judge.max_new_tokens = 512  # tokens; a verdict takes about 10
     config.judge.batch_size = 64  # ours: requests judged at once, of the 1,024 of a step
     config.judge.streaming = True  # False: when the rollout's weights and cache have left the devices
+    config.judge.weights_memory = 0.45  # ours: its 66 GB of bfloat16 are split over 2 devices of 80 GB
+    config.judge.cache_memory = 0.3  # ours: more than it takes with the digits alone open
     config.judge.weights_int8 = False  # True: its 66 GB of bfloat16 become 33
     config.judge.host_memory = False  # at hand; True takes its 66 GB off the devices while it does not judge
     config.judge.on_failure = "drop_sample"  # theirs, under "paper", is "abort": a failed request kills the step
@@ -139,7 +141,7 @@ def get_config() -> ConfigDict:
 
     config.evaluation.split = ""  # none beside benchmarks: the file has training problems alone
     config.evaluation.problems = 0  # all
-    config.evaluation.batch_size = 256  # ours: enough that few slots are idle while the last ones end
+    config.evaluation.batch_size = 256  # ours: all at once over 16 devices; more would take more memory for pictures
     config.evaluation.max_new_tokens = 4096  # theirs
     config.evaluation.checker = ""  # none knows these pictures
     config.evaluation.probe_max_new_tokens = 32  # not used without a checker

@@ -108,6 +108,8 @@ LEAST = {
 
 POSITIVE = (
     "lora.alpha",
+    "judge.weights_memory",
+    "judge.cache_memory",
     "judge.timeout_seconds",
     "rollout.temperature",  # training divides logits by it, so it cannot be greedy
     "rollout.weights_memory",
@@ -182,6 +184,8 @@ def default_config() -> ConfigDict:
     config.judge.max_new_tokens = 512  # tokens of an answer
     config.judge.batch_size = 64  # requests judged at once, over all devices
     config.judge.streaming = True  # judges groups as they finish; False: after the rollout (docs/judge.md)
+    config.judge.weights_memory = 0.45  # share of a device's memory for its weights; larger ones are split
+    config.judge.cache_memory = 0.3  # share of a device's memory for keys and values of requests and answers
     config.judge.weights_int8 = False  # True keeps its matrices in 8 bits: half of bfloat16 (docs/judge.md)
     config.judge.host_memory = False  # True keeps its weights in the host's memory but when it judges (docs/memory.md)
     config.judge.on_failure = "drop_sample"  # or drop_term_for_group, zero, abort (docs/judge.md)
@@ -286,7 +290,9 @@ def default_config() -> ConfigDict:
     config.evaluation = ConfigDict()  # greedy responses to other problems, before the first step and after the last
     config.evaluation.split = ""  # of data.path, another one than data.split; "" makes no evaluation
     config.evaluation.problems = 0  # the first so many of the split; 0: all
-    config.evaluation.batch_size = 256  # problems handed to the engine at a time; their pictures are in memory
+    # Problems handed to the engine at a time, their pictures in memory. The next ones wait for all of these; above
+    # rollout.slots, over all devices, what ends early makes room for others among them.
+    config.evaluation.batch_size = 256
     config.evaluation.max_new_tokens = 4096  # tokens; a longer response is cut, counted, and graded as it stands
     # A module that knows the truth of the pictures (evaluation/checker.py): what responses perceive, and a probe, which
     # asks for a single fact of each. "" measures accuracy alone.
@@ -320,8 +326,8 @@ def validate(config: ConfigDict, *, paths: bool = True) -> None:
     _require(config, "rollout.top_p", 0 < config.rollout.top_p <= 1, "it must be above 0 and at most 1")
     _require(config, "rollout.min_p", config.rollout.min_p <= 1, "it must be at most 1")
     _require(config, "rollout.stop_strings", are_stop_strings(config.rollout.stop_strings), f"give {STOP_STRINGS}")
-    for field in ("rollout.weights_memory", "rollout.cache_memory"):
-        _require(config, field, _get(config, field) <= 1, "it is a share of the memory, at most 1")
+    for section in ("rollout", "judge"):
+        _check_shares(config, section)
     for field in ("judge.flip_probability", "judge.max_failure_rate"):
         _require(config, field, 0 <= _get(config, field) <= 1, "it must be between 0 and 1")
     advice = "an endpoint is asked about annotations; set judge.path to a Qwen2.5-VL model, or judge.sees to False"
@@ -388,6 +394,14 @@ def _check_lora(config: ConfigDict) -> None:
 def _present(config: ConfigDict, table: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """The table's items for fields in sections that the config has."""
     return [(field, value) for field, value in table.items() if field.split(".")[0] in config]
+
+
+def _check_shares(config: ConfigDict, section: str) -> None:
+    """What one model's weights and its cache may take lies in the same memory at once."""
+    weights = config[section].weights_memory
+    _require(config, f"{section}.weights_memory", weights < 1, "it is a share of the memory, below 1")
+    advice = f"{section}.weights_memory = {weights} leaves less of the memory; the two are at most 1 together"
+    _require(config, f"{section}.cache_memory", config[section].cache_memory + weights <= 1, advice)
 
 
 def _check_visual_mode(config: ConfigDict) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Key
 
 from perception_r1_jax.errors import UserError
 
@@ -104,6 +105,12 @@ def batch_sharding(mesh: Mesh, shape: Sequence[int], axis: int = 0) -> NamedShar
 def put_batch(mesh: Mesh, batch: Any) -> Any:
     """Moves a tree of numpy arrays with leading batch dimension onto the mesh; every device gets a number whole."""
     return jax.tree.map(lambda x: jax.device_put(x, _batch_place(mesh, np.shape(x))), batch)
+
+
+def replicate_key(mesh: Mesh, key: Key[Array, ""]) -> Key[Array, ""]:
+    """Moves a random key onto the mesh, whole; each process brings its own copy of it."""
+    data = jax.device_put(np.asarray(jax.random.key_data(key)), replicated(mesh))
+    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(key))
 
 
 def abstract_batch(mesh: Mesh, batch: Any) -> Any:

@@ -52,7 +52,14 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help="their replies, as JSON lines; an old file is replaced"
     )
-    parser.add_argument("--batch_size", type=int, default=16, metavar="N", help="prompts at once (default 16)")
+    parser.add_argument(
+        "--batch_size",
+        type=int,
+        default=16,
+        metavar="N",
+        help="prompts of one shape answered at once, their pictures in memory (default 16); the next ones wait for the "
+        "longest answer of these, so more is faster",
+    )
     parser.add_argument(
         "--max_new_tokens", type=int, default=512, metavar="N", help="limit of the answer in tokens (default 512)"
     )
@@ -74,6 +81,14 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="P",
         help="draw only tokens with at least P times the probability of the likeliest; 0, the default: any",
     )
+    parser.add_argument(
+        "--repetition_penalty",
+        type=float,
+        default=1.0,
+        metavar="R",
+        help="above 1 makes tokens that stand in prompt or answer less likely, as a model's generation_config.json may "
+        "ask for; 1, the default, leaves them as they are, whatever that file says",
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the draw, with a temperature (default 0)")
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="float32", help="to compute in (default float32)"
@@ -94,6 +109,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--top_p {args.top_p}: must be above 0 and at most 1")
     if not 0 <= args.min_p <= 1:
         parser.error(f"--min_p {args.min_p}: must be from 0 to 1")
+    if not 0 < args.repetition_penalty < math.inf:
+        parser.error(f"--repetition_penalty {args.repetition_penalty}: must be a number above 0")
     if args.batch_size < 1:
         parser.error(f"--batch_size {args.batch_size}: must be at least 1")
     if not 0 <= args.seed < SEEDS:
@@ -178,10 +195,11 @@ def generate_file(args: argparse.Namespace) -> list[dict[str, Any]]:
             jax.random.key(args.seed),
             batch_size=max(1, min(args.batch_size, len(names))),  # a short file fills no rows with nothing
             bucket_of=own_bucket,
+            on_progress=lambda finished: progress.update(task, completed=len(kept.rows) + finished),
         )
         for problem_id, answer in replies:
             kept.add({"id": names[problem_id], **fields_of(answer)})
-            progress.advance(task)
+        progress.update(task, completed=len(kept.rows))
         kept.finish(asked)
         return [kept.rows[name] for name in asked]
 
@@ -200,7 +218,7 @@ def fields_of(answer: Reply) -> dict[str, Any]:
 
 def settings(args: argparse.Namespace) -> dict[str, Any]:
     """All that the replies to a file depend on, as JSON has it."""
-    names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "dtype")
+    names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "dtype")
     return {
         "model": str(Path(args.model).resolve()),
         "input_sha256": hashlib.sha256(args.input.read_bytes()).hexdigest(),
@@ -242,6 +260,7 @@ def make_sampling(args: argparse.Namespace, processor: Processor) -> Sampling:
         top_k=args.top_k,
         top_p=args.top_p,
         min_p=args.min_p,
+        repetition_penalty=args.repetition_penalty,
         banned_ids=processor.banned_ids,
     )
 

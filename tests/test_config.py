@@ -183,6 +183,8 @@ def test_a_value_of_another_type_is_an_error(monkeypatch):
         ("judge.failure_window", 0, "0: it must be a number of at least 1"),
         ("judge.cache_size", -1, "-1: it must be a number of at least 0"),
         ("judge.timeout_seconds", 0.0, "0.0: it must be a number above 0"),
+        ("judge.cache_memory", 0.56, r"0.56: judge\.weights_memory = 0.45 leaves less of the memory"),
+        ("rollout.weights_memory", 1.0, "1.0: it is a share of the memory, below 1"),
         ("rollout.window_buckets", (16, 16), r"\(16, 16\): list whole numbers, rising"),
         ("rollout.response_buckets", (0.5,), r"\(0.5,\): list whole numbers, rising"),
         ("rollout.response_buckets", (), r"\(\): list whole numbers, rising"),

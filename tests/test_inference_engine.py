@@ -16,7 +16,17 @@ from perception_r1_jax.inference import Engine, Sampling, call, generation, pool
 from perception_r1_jax.inference.programs import sample_keys
 from perception_r1_jax.inference.reshard import device_memory
 from perception_r1_jax.inference.sampling import sample
-from perception_r1_jax.models import compute_logits
+from perception_r1_jax.models import (
+    KeyValues,
+    Tables,
+    compute_logits,
+    decode_step,
+    embed_prompts,
+    prefill,
+    response_angles,
+    serving_params,
+)
+from perception_r1_jax.records import WINDOW_PATCHES, WINDOW_TOKENS
 from perception_r1_jax.sharding import make_mesh
 from tests import naive, tiny
 
@@ -65,10 +75,52 @@ def naive_logits(prompts, tokens, mask):
     return compute_logits(tiny.CONFIG, params, naive.predicting_states(tiny.CONFIG, params, prompts, tokens, mask))
 
 
-def test_it_draws_what_one_row_per_response_draws_under_the_same_keys(prompts, plain):
+@pytest.fixture(scope="module")
+def naive_plain(prompts, plain):
+    """The naive logits of these responses."""
+    return jax.jit(naive_logits)(prompts, plain.tokens, plain.mask)
+
+
+def test_decoding_steps_have_the_logits_of_one_row_per_response(prompts, plain, naive_plain):
+    """Two steps behind one prefill, each with a token of all responses, which see the prompt of their group."""
+    slots = np.arange(7 * SAMPLES, dtype=np.int32)
+    tables = Tables(
+        lengths=prompts.lengths[None],
+        cells=slots[None],
+        slots=slots.reshape(1, 7, SAMPLES),
+        owners=np.full((1, 1), slots.size, np.int32),
+        prompt_blocks=np.int32(1),
+        page_blocks=np.int32(0),
+        prompt_block=7,
+        page_block=1,
+    )
+    positions = np.repeat(prompts.next_position, SAMPLES)[None]
+
+    @jax.jit
+    def steps(params, prompts, fed, positions, tables):
+        params = serving_params(params)
+        _, new = prefill(tiny.CONFIG, params, prompts, embed_prompts(tiny.CONFIG, params, prompts), 1)
+        pool, pages, recent = (
+            KeyValues.empty(tiny.CONFIG, 1, *size, jnp.float32) for size in ((7, 24), (1, 4), (slots.size, 4))
+        )
+        pool, recent, found = pool.put(jnp.arange(7)[None], new), recent.joined(), []
+        for step in range(2):
+            angles = response_angles(tiny.CONFIG, positions + jnp.int32(step))
+            cache = (pool, pages, recent, jnp.int32(step), tables)
+            logits, recent = decode_step(tiny.CONFIG, params, fed[..., step], angles, *cache)
+            found.append(logits.reshape(7, SAMPLES, -1))
+        return jnp.stack(found, 2)
+
+    logits = steps(tiny.params(), prompts, plain.tokens.reshape(1, -1, 30), positions, tables)
+    fed = plain.mask[:, :, :2, None]
+    assert fed.sum() > 30
+    found, expected = (np.where(fed, x, 0) for x in (logits, naive_plain[:, :, 1:3]))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def test_it_draws_what_one_row_per_response_draws_under_the_same_keys(prompts, plain, naive_plain):
     """Each token, given those before it: then by induction all of them."""
-    logits = jax.jit(naive_logits)(prompts, plain.tokens, plain.mask)
-    shape = plain.tokens.shape
+    logits, shape = naive_plain, plain.tokens.shape
     ids = jnp.broadcast_to(prompts.prompt_ids[:, None, None], shape)
     numbers, index = (jnp.broadcast_to(jnp.arange(shape[i]).reshape(-1, *[1] * (2 - i)), shape) for i in (1, 2))
     tokens, logps = sample(logits, sample_keys(KEY, ids, numbers, index), SAMPLING)
@@ -201,20 +253,39 @@ def test_prompts_are_run_once_each(prompts, monkeypatch):
     assert sorted(encoded) == sorted(run) == prompts.prompt_ids.tolist()
 
 
+def pictured_prompts(rng: np.random.Generator):
+    """Seven prompts of up to 40 tokens with 0 to 2 windows of pictures, of which the last one may be partly empty."""
+    pictures = rng.integers(0, 3, 7)
+    batch = tiny.prompt_batch(rng.integers(WINDOW_TOKENS * pictures + 2, 41), pictures, length=40)
+    for row in np.flatnonzero(pictures):
+        missing = rng.integers(0, WINDOW_TOKENS)
+        gone = batch.image_slots[row] >= WINDOW_TOKENS * pictures[row] - missing
+        batch.image_slots[row, gone], batch.tokens[row, gone] = -1, 0
+        empty = slice(WINDOW_PATCHES - WINDOW_PATCHES // WINDOW_TOKENS * missing, None)
+        batch.patch_valid[row, pictures[row] - 1, empty] = False
+        batch.patches[row, pictures[row] - 1, empty] = 0
+    return batch
+
+
 @pytest.mark.parametrize("fields", [{}, {"cache_int8": True, "devices": 4}])
-def test_nothing_is_compiled_after_the_first_batch(prompts, fields):
+def test_nothing_is_compiled_after_the_first_batch(fields):
     """Twenty batches of other pictures, lengths and limits in the same buckets."""
-    engine = new_engine(**fields, slots=8)
-    engine.generate(prompts, SAMPLES, SAMPLING, KEY)
-    warm, rng = engine.compilations, np.random.default_rng(0)
+    engine, prompts = new_engine(**fields, slots=8), pictured_prompts(np.random.default_rng(1))
+    compiled = []
+    engine.generate(prompts, SAMPLES, SAMPLING, KEY, on_progress=lambda _: compiled.append(engine.compilations))
+    warm, rng, windows, partly = engine.compilations, np.random.default_rng(0), set(), 0
+    assert compiled[0] < warm - 4
+    assert np.diff(compiled).max() <= 2, "who looks for a stop does not wait for all compilations"
     for seed in range(20):
-        pictures = rng.integers(0, 2, 7).tolist()
-        lengths = [int(rng.integers(18, 25)) if picture else int(rng.integers(1, 25)) for picture in pictures]
-        limits = rng.integers(1, 31, (7, SAMPLES)).astype(np.int32)
-        batch = tiny.prompt_batch(lengths, pictures, seed=seed)
+        batch, limits = pictured_prompts(rng), rng.integers(1, 31, (7, SAMPLES)).astype(np.int32)
+        windows |= {(batch.image_ids[row] >= 0).sum() for row in range(7)}
+        partly += (batch.patch_valid.any(-1) & ~batch.patch_valid.all(-1)).sum()
         out = engine.generate(batch, SAMPLES, SAMPLING, jax.random.key(seed), limits=limits)
         assert (out.mask.sum(-1) <= limits).all()
+        assert np.isfinite(out.logps).all()
     assert engine.compilations == warm
+    assert windows == {0, 1, 2}
+    assert partly > 50
 
 
 def test_stop_strings_end_a_response_wherever_the_stretches_end(prompts, plain):

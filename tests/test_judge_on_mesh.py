@@ -55,10 +55,11 @@ class ScriptedEngine:
     def prefix(self, tokens):
         return tokens
 
-    def generate(self, prompts, samples, sampling, key, *, prefix=None) -> Generated:
+    def generate(self, prompts, samples, sampling, key, *, prefix, on_progress) -> Generated:
         rows = len(prompts.tokens)
         texts = self._texts(prompts, prefix, sampling.max_new_tokens)
         assert (samples, sampling.temperature) == (1, 0.0)
+        on_progress(0)
         tokens = np.full((rows, 1, sampling.max_new_tokens), sampling.pad_id, np.int32)
         mask = np.zeros(tokens.shape, bool)
         for row, text in enumerate(texts):
@@ -159,19 +160,19 @@ def test_a_batch_is_judged_as_soon_as_it_is_full(processor):
     assert [judgement.verdicts for judgement in judgements[:5]] == [(1, 0), (0, 1), (1, 0), (0, 1, 1), None]
 
 
-def test_a_check_comes_before_every_batch_and_ends_the_call(processor):
+def test_a_check_comes_before_and_within_every_batch_and_ends_the_call(processor):
     engine, checks = ScriptedEngine(processor), []
 
     def check():
         checks.append(len(engine.batches))
-        if len(checks) == 3:
+        if len(checks) == 4:
             raise KeyboardInterrupt
 
     call = Judge(engine, processor, PROMPT, **SETTINGS).begin(check=check)
     call.add(REQUESTS)
     with pytest.raises(KeyboardInterrupt):
         call.finish()
-    assert checks == [0, 1, 2]
+    assert checks == [0, 1, 1, 2], "while the second batch is written"
 
 
 def test_constrained_answers_go_to_buckets_of_their_number_of_digits(processor):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import types
 
 import jax
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import perception_r1_7b
 from perception_r1_jax.config import default_config, resolve
 from perception_r1_jax.errors import UserError
 from perception_r1_jax.grpo.micro_batches import cut_batch
@@ -18,10 +20,11 @@ from perception_r1_jax.inference import Engine, Sampling
 from perception_r1_jax.inference.choices import Between
 from perception_r1_jax.models import abstract_params, count_params, flops, load_config, token_bytes
 from perception_r1_jax.models.published import PUBLISHED
-from perception_r1_jax.plan import shapes
+from perception_r1_jax.plan import resident, shapes
 from perception_r1_jax.plan.choosing import ChoiceCalls, choosing_programs
 from perception_r1_jax.plan.models import model_shapes
 from perception_r1_jax.plan.programs import CACHE, JUDGE, OPTIMIZER, PARAMETERS, bytes_by_kind, device_bytes
+from perception_r1_jax.plan.resident import check_room, together
 from perception_r1_jax.plan.run import held_while_drawing, plan_run, run_programs, stored_params
 from perception_r1_jax.plan.serving import Calls, serving_programs
 from perception_r1_jax.plan.topologies import Target
@@ -241,6 +244,41 @@ def test_a_judge_that_waits_for_the_rollout_has_its_room():
     assert rollout[PARAMETERS] == 4 * count_params(run.policy)
     assert rollout[CACHE] > 0
     assert {kind: together[kind] - apart[kind] for kind in together} == rollout
+
+
+def test_what_lies_together_is_what_the_programs_hold():
+    run = plan_of(judge__max_prompt_tokens=4096, grpo__kl_coefficient=0.1)
+    (parts,) = together(run).values()
+    programs, _ = run_programs(run)
+    judging = [program for program in programs if program.name.startswith("judge/choose")][-1]
+    held = sum(bytes_by_kind(judging.held).values())
+    with jax.set_mesh(judging.mesh):
+        own = judging.lower().compile().memory_analysis().temp_size_in_bytes
+    prefix = device_bytes(judging.given[CACHE])
+    assert sum(parts.values()) - parts["the judge's cache"] == held - prefix
+    assert prefix < parts["the judge's cache"] < prefix + own
+
+
+def test_models_that_have_no_room_together_are_told_before_the_run_starts(monkeypatch):
+    """The published run on 4 devices of 80 GB, where each engine's shares would hold."""
+    monkeypatch.setattr(resident, "device_memory", lambda device: 80 * 10**9)
+    policy, judge = PUBLISHED["Qwen2.5-VL-7B-Instruct"], PUBLISHED["Qwen2.5-32B-Instruct"]
+    mesh, config = make_mesh(devices=jax.devices()[:4]), resolve(perception_r1_7b.get_config(), paths=False)
+    with pytest.raises(UserError) as told:
+        check_room(config, policy, judge, mesh)
+    first, *parts = str(told.value).splitlines()
+    sizes = {
+        name: float(size) for size, name in (re.match(r" +([\d.]+) GiB  (.+?): ", part).groups() for part in parts)
+    }
+    assert "while responses are drawn and judged" in first
+    assert sum(sizes.values()) == pytest.approx(float(re.search(r"judged ([\d.]+) GiB", first)[1]), abs=0.05)
+    assert "which has 74.51 GiB" in first
+    assert sizes["the policy's parameters"] == pytest.approx(count_params(policy) / 2**30, rel=1e-2)
+    assert sizes["the judge's weights"] == pytest.approx(2 * count_params(judge) / 2 / 2**30, rel=1e-2), "over 2"
+    for section, field in re.findall(r"config\.(\w+)\.(\w+)", str(told.value)):
+        assert field in config[section]
+    config.judge.weights_int8, config.judge.weights_memory, config.optimizer.host_memory = True, 0.3, True
+    check_room(config, policy, judge, mesh)
 
 
 def test_programs_are_given_what_they_read():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from unittest import mock
 
 import pytest
 import safetensors.numpy
+from rich.progress import Progress
 
 from perception_r1_jax.weights import convert_huggingface
 from perception_r1_jax.weights.random_checkpoint import VISION_TOKENS, write_random_checkpoint
@@ -217,6 +219,13 @@ def test_a_file_of_prompts_has_the_answers_of_each_alone_in_its_order(script, fo
     assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl"]
 
 
+class Terminal(io.StringIO):
+    """Takes what is shown on one."""
+
+    def isatty(self) -> bool:
+        return True
+
+
 def test_a_job_that_was_cut_short_asks_only_for_the_rest(script, folder, tmp_path, monkeypatch):
     """Batches are of two; the second one never comes."""
     from perception_r1_jax.inference import Engine
@@ -239,9 +248,29 @@ def test_a_job_that_was_cut_short_asks_only_for_the_rest(script, folder, tmp_pat
         ask_file(script, folder, tmp_path / "out.jsonl", *draw[:4], prompts=prompts, model="text")
     lines = ask_file(script, folder, tmp_path / "out.jsonl", *draw, prompts=prompts, model="text")
     assert len(calls) == 3
+    terminal, update, shown = Terminal(), Progress.update, []
+
+    def watched(progress, task, **fields):
+        shown.append(fields["completed"])
+        update(progress, task, **fields)
+
+    monkeypatch.setattr(Progress, "update", watched)
+    monkeypatch.setattr(sys, "stderr", terminal)
     whole = ask_file(script, folder, tmp_path / "whole.jsonl", *draw, prompts=prompts[::-1], model="text")
+    assert shown == sorted(shown)
+    assert {0, 2, 4} <= set(shown)
+    assert len(shown) > 4, "the bar moves between stretches, not with a batch's end"
+    assert "generating" in terminal.getvalue()
+    assert "4/4" in terminal.getvalue()
     assert lines == whole[::-1], "a draw is the same whatever it was drawn with"
     assert len({line["text"] for line in lines}) == 4
+
+
+def test_a_repetition_penalty_is_the_sampling_s(script):
+    processor = mock.Mock(stop_ids=(1,), pad_id=0, banned_ids=())
+    given = ["--model", "m", "--prompt", "?", "--repetition_penalty", "1.05"]
+    assert script.make_sampling(script.parse_arguments(given), processor).repetition_penalty == 1.05
+    assert script.make_sampling(script.parse_arguments(given[:4]), processor).repetition_penalty == 1
 
 
 def test_the_likeliest_token_alone_is_greedy(script, folder, text_answer):
@@ -386,6 +415,7 @@ def test_a_prompt_that_cannot_be_used_is_explained(script, folder, monkeypatch, 
         (["--top_k", "-1"], "--top_k -1: must be at least 0"),
         (["--top_p", "0"], "--top_p 0.0: must be above 0 and at most 1"),
         (["--batch_size", "0"], "--batch_size 0: must be at least 1"),
+        (["--repetition_penalty", "0"], "--repetition_penalty 0.0: must be a number above 0"),
         (["--seed", "-1"], "--seed -1: must be from 0"),
         (["--seed", str(2**40)], "must be from 0 to 4294967295"),
         (["--dtype", "int8"], "invalid choice: 'int8'"),

@@ -55,14 +55,20 @@ def test_a_stopped_run_continues_bit_for_bit(how, finished, tmp_path, monkeypatc
 def test_a_stop_within_a_rollout_gives_it_up_and_the_run_continues_bit_for_bit(
     step, finished, tmp_path, monkeypatch, capsys
 ):
-    """The rollout of that step is under way when the signal comes; it is drawn anew later."""
-    draw, draws = loop.roll_out, []
+    """Its first tokens are drawn when the signal comes; it is drawn anew later."""
+    draw, draws, looks = loop.roll_out, [], []
 
     def stopping(*args):
+        *before, on_progress, on_groups = args
+
+        def look(finished):
+            if len(draws) == step:
+                looks.append(finished)
+                signal.raise_signal(signal.SIGTERM)
+            on_progress(finished)
+
         draws.append(args)
-        if len(draws) == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return draw(*args)
+        return draw(*before, look, on_groups)
 
     monkeypatch.setattr(loop, "roll_out", stopping)
     assert train(small_config(**{"checkpoint.every": 3}), tmp_path) is None
@@ -70,6 +76,7 @@ def test_a_stop_within_a_rollout_gives_it_up_and_the_run_continues_bit_for_bit(
     assert told in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"] * (step - 1)
     assert len(draws) == step
+    assert looks == [0], "nothing was finished, and no further stretch was drawn"
     monkeypatch.setattr(loop, "roll_out", draw)
     train(small_config(**{"checkpoint.every": 3}), tmp_path)
     assert lines(tmp_path / "samples.jsonl") == lines(finished / "samples.jsonl")

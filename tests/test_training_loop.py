@@ -112,6 +112,7 @@ def test_what_may_change_is_told(finished, tmp_path, capsys):
     train(small_config(**{"steps": 4, "optimizer.learning_rate": 2e-4}), tmp_path / "run")
     printed = capsys.readouterr().out
     assert "changed: config.optimizer.learning_rate was 0.0001 and is 0.0002" in printed
+    assert "rollouts       batch over 1 x tensor 1, weights 0.00 GiB a device in float32" in printed
     assert [line["step"] for line in lines(tmp_path / "run/metrics.jsonl")] == [1, 2, 3, 4]
 
 

@@ -20,7 +20,7 @@ from perception_r1_jax.inference.sampling import Sampling
 from perception_r1_jax.inference.stats import GenerationStats
 from perception_r1_jax.models import KeyValues, ModelConfig, Params, Prefix, embed_prompts, prefill_prefix
 from perception_r1_jax.records import PromptBatch
-from perception_r1_jax.sharding import put_batch, replicated
+from perception_r1_jax.sharding import put_batch, replicate_key
 
 
 class Programs:
@@ -73,7 +73,7 @@ class Call:
         self._programs, self._params, self._mesh = programs, params, mesh
         self._generation, self._pools = generation, pools
         self._prefix = prefix
-        self._key = jax.device_put(key, replicated(mesh))
+        self._key = replicate_key(mesh, key)
         self._sampling = sampling
         shards = mesh.shape["data"]
         self._prompts = programs.empty(shards, pools.prompts, prompt_tokens)
@@ -82,7 +82,7 @@ class Call:
     def run(self, on_progress: Callable[[int], None], on_groups: Callable[[FinishedGroups], None]) -> None:
         """Runs all prompts and responses to their end; see `Engine.generate`."""
         generation = self._generation
-        self._warm_up()
+        self._warm_up(on_progress)
         started, elsewhere = time.perf_counter(), 0.0
         while not generation.done:
             self._run_prompts(on_progress)
@@ -96,8 +96,11 @@ class Call:
         stats = generation.stats
         stats.host = time.perf_counter() - started - elsewhere - stats.vision - stats.prefill - stats.decode
 
-    def _warm_up(self) -> None:
-        """Compiles what later batches of this shape may need, though this one might not: all levels, and moves."""
+    def _warm_up(self, on_progress: Callable[[int], None]) -> None:
+        """Compiles what later batches of this shape may need, though this one might not: all levels, and moves.
+
+        Of a large model each takes a while; progress is told between them, so that they need not all be waited for.
+        """
         length = self._prefix.length if self._prefix else 0
         shape = (self._pools, self._generation.shape, self._sampling, length)
         if shape in self._programs.warm:
@@ -105,8 +108,10 @@ class Call:
         stats, self._generation.stats = self._generation.stats, GenerationStats()  # compiling is not counted
         for batch in self._generation.no_prompts():
             self._prefill(batch)
+            on_progress(0)
         for level in self._pools.levels:
             self._decode(level)  # of empty slots: not a step is made
+            on_progress(0)
         shards, pools = self._mesh.shape["data"], self._pools
         self._prompts = self._moved(self._prompts, Moves.none(shards, pools.prompt_block, pools.prompts))
         self._pages = self._moved(self._pages, Moves.none(shards, pools.page_block, pools.pages))

@@ -98,7 +98,7 @@ class Engine:
         Raises:
             UserError: the weights do not fit, however they are split.
         """
-        memory = device_memory(mesh.devices.flat[0]) if memory is None else memory
+        memory = device_memory(mesh.local_mesh.devices.flat[0]) if memory is None else memory
         self.config = config
         self.serving = Serving(config, jnp.dtype(dtype), weights_int8)
         self.mesh = serving_mesh(mesh, self.serving, weights_memory * memory)
@@ -179,8 +179,8 @@ class Engine:
                 their positions go on from there.
             limits: the most tokens of each response, from 1 to C; C everywhere if None.
             decode: from token ids to text, where `sampling` has stop strings.
-            on_progress: called with the number of responses finished so far, between stretches of decoding; what it
-                raises ends the generation.
+            on_progress: called with the number of responses finished so far, between stretches of decoding, and between
+                the programs that the first batch compiles; what it raises ends the generation.
             on_groups: called likewise with the prompts whose responses have all finished since the last call. The
                 lengths of the responses decide which come together, not the clock. Its time is not in the stats.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -62,8 +62,18 @@ class ChosenAnswers:
         """The prompt to run for an answer of so many verdicts, up to the first digit, and the answer's bucket."""
         return continued(prompt, self._template(count).opening), bucket_size(count, smallest=LEAST_DIGITS)
 
-    def write(self, prompts: PromptBatch, counts: Sequence[int], bucket: int, prefix: Prefix | None) -> list[Answer]:
-        """Answers to the first prompts of a batch, of so many verdicts each; all of one bucket."""
+    def write(
+        self,
+        prompts: PromptBatch,
+        counts: Sequence[int],
+        bucket: int,
+        prefix: Prefix | None,
+        check: Callable[[], None],
+    ) -> list[Answer]:
+        """Answers to the first prompts of a batch, of so many verdicts each; all of one bucket.
+
+        `check` is called between stretches of decoding, of which only a free answer has several.
+        """
         template = self._template(bucket)
         digits = np.ones(len(prompts.lengths), int)
         digits[: len(counts)] = counts
@@ -103,10 +113,19 @@ class FreeAnswers:
         """As of `ChosenAnswers`: nothing of the answer is known, and its bucket is its limit."""
         return prompt, self._sampling.max_new_tokens
 
-    def write(self, prompts: PromptBatch, counts: Sequence[int], bucket: int, prefix: Prefix | None) -> list[Answer]:
-        """As of `ChosenAnswers`."""
+    def write(
+        self,
+        prompts: PromptBatch,
+        counts: Sequence[int],
+        bucket: int,
+        prefix: Prefix | None,
+        check: Callable[[], None],
+    ) -> list[Answer]:
+        """As of `ChosenAnswers`; what `check` raises ends it."""
         key = jax.random.key(0)  # greedy: never drawn from
-        generated = self._engine.generate(prompts, 1, self._sampling, key, prefix=prefix)
+        generated = self._engine.generate(
+            prompts, 1, self._sampling, key, prefix=prefix, on_progress=lambda finished: check()
+        )
         return [_written(generated, row) for row in range(len(counts))]
 
 

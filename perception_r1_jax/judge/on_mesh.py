@@ -25,6 +25,7 @@ from perception_r1_jax.data.errors import DroppedProblem
 from perception_r1_jax.errors import UserError
 from perception_r1_jax.host_memory import check_host_memory
 from perception_r1_jax.inference import Engine
+from perception_r1_jax.inference.engine import CACHE_MEMORY, WEIGHTS_MEMORY
 from perception_r1_jax.judge.answers import Answer, ChosenAnswers, FreeAnswers, no_answer
 from perception_r1_jax.judge.call import AnyJudge, JudgeCall, Judging, never_stop
 from perception_r1_jax.judge.pictures import AnyPrompt, AnyRequest, check_sees, load_any_prompt
@@ -172,7 +173,7 @@ class Judge(AnyJudge):
         length = bucket_size(len(own.tokens), longest, finer=self._answers.finer)
         return _Ask(index, count, own, (length, window_bucket(prompt), answer_bucket, rest is not None))
 
-    def _answer(self, batch: Sequence[_Ask]) -> list[Answer]:
+    def _answer(self, batch: Sequence[_Ask], check: Callable[[], None]) -> list[Answer]:
         """Answers to one batch of one bucket; rows past the batch's end are filler."""
         length, windows, answer_bucket, behind_prefix = batch[0].bucket
         prompts = batch_prompts(
@@ -183,7 +184,7 @@ class Judge(AnyJudge):
             pad_id=self._processor.pad_id,
         )
         prefix = self._prefix if behind_prefix else None
-        return self._answers.write(prompts, [ask.count for ask in batch], answer_bucket, prefix)
+        return self._answers.write(prompts, [ask.count for ask in batch], answer_bucket, prefix, check)
 
     def _read(self, answer: Answer, count: int) -> Judgement:
         if answer.status != OK:
@@ -239,7 +240,7 @@ class MeshCall(JudgeCall):
             self._weights.enter_context(self._judge._engine.on_device())
             self._fetch_weights = False
         batch = self._waiting.pop(bucket)
-        for ask, answer in zip(batch, self._judge._answer(batch)):
+        for ask, answer in zip(batch, self._judge._answer(batch, self._check)):
             self._answers[ask.index] = answer
 
 
@@ -257,6 +258,8 @@ def load_judge(
     min_pixels: int | None = None,
     max_pixels: int | None = None,
     dtype: DTypeLike = jnp.bfloat16,
+    weights_memory: float = WEIGHTS_MEMORY,
+    cache_memory: float = CACHE_MEMORY,
     weights_int8: bool = False,
     host_memory: bool = False,
     fidelity: str = "default",
@@ -276,7 +279,15 @@ def load_judge(
     config = load_config(model_dir)
     if sees:
         check_sees(config, directory)
-    engine = Engine(config, None, mesh, dtype=dtype, weights_int8=weights_int8)
+    engine = Engine(
+        config,
+        None,
+        mesh,
+        dtype=dtype,
+        weights_memory=weights_memory,
+        cache_memory=cache_memory,
+        weights_int8=weights_int8,
+    )
     engine.read(functools.partial(stream_params, directory, config), host_memory=host_memory)
     return Judge(
         engine,

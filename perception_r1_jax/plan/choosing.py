@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from perception_r1_jax.inference import Engine
 from perception_r1_jax.inference.call import without_pictures
 from perception_r1_jax.inference.choices import Between
-from perception_r1_jax.models import flops
-from perception_r1_jax.plan.programs import CACHE, Held, Program, join
+from perception_r1_jax.models import flops, token_bytes
+from perception_r1_jax.plan.programs import CACHE, Held, Program, device_bytes, join
 from perception_r1_jax.plan.serving import embed_program, placed, prefix_program, prefix_shapes, rows_of, served_params
 from perception_r1_jax.records import PromptBatch
 from perception_r1_jax.sharding import abstract_batch, replicated
@@ -52,6 +52,18 @@ def choosing_programs(calls: ChoiceCalls) -> Iterator[Program]:
     for rows in calls.engine.choice_levels(calls.prompts, calls.between, calls.prefix_tokens):
         yield embed_program(calls.name, calls.engine, calls.kind, rows_of(calls.prompts, rows), held)
         yield _choose(calls, rows, held)
+
+
+def choosing_cache_bytes(calls: ChoiceCalls) -> int:
+    """Bytes of a device that keys and values take while the largest of them runs, those of the prefix included.
+
+    Raises:
+        UserError: as `Engine.choice_levels`.
+    """
+    engine, length = calls.engine, calls.prompts.tokens.shape[1] + calls.between.room
+    rows = engine.choice_levels(calls.prompts, calls.between, calls.prefix_tokens)[-1] // engine.shards
+    own = rows * length * token_bytes(engine.config, engine.serving.dtype) // engine.mesh.shape["tensor"]
+    return own + device_bytes(prefix_shapes(engine, calls.prefix_tokens))
 
 
 def _choose(calls: ChoiceCalls, rows: int, held: Held) -> Program:

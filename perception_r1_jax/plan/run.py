@@ -75,9 +75,6 @@ def plan_run(config: ConfigDict, target: Target) -> PlannedRun:
         UserError: a model that is not known, a mesh or an engine that the devices cannot hold, or attention that they
             do not have.
     """
-    mesh = make_mesh(**config.mesh, devices=target.devices)
-    check_backend(config.model.attention, mesh.devices.flat[0].platform)
-    dtype, problems = jnp.dtype(config.model.dtype), []
     policy = model_shapes("model.path", config.model.path, config.model.tokenizer, "qwen2_5_vl")
     judge = None
     if config.judge.path:
@@ -85,13 +82,22 @@ def plan_run(config: ConfigDict, target: Target) -> PlannedRun:
         judge = model_shapes("judge.path", config.judge.path, tokenizer, judge_family(config))
         if config.judge.sees:
             check_sees(judge, config.judge.path)
+    return plan_models(config, target, policy, judge)
+
+
+def plan_models(config: ConfigDict, target: Target, policy: ModelConfig, judge: ModelConfig | None) -> PlannedRun:
+    """The run of these models; arguments and errors as of `plan_run`."""
+    mesh = make_mesh(**config.mesh, devices=target.devices)
+    check_backend(config.model.attention, mesh.devices.flat[0].platform)
+    dtype, problems = jnp.dtype(config.model.dtype), []
 
     def rollouts(**fields):
         return make_engine(policy, mesh, dtype, ConfigDict({**config.rollout, **fields}), target.memory)
 
     def judging(**fields):
-        int8 = config.judge.weights_int8
-        return Engine(judge, None, mesh, dtype=dtype, weights_int8=int8, memory=target.memory, **fields)
+        names = ("weights_memory", "cache_memory", "weights_int8")
+        fields = {name: config.judge[name] for name in names} | fields
+        return Engine(judge, None, mesh, dtype=dtype, memory=target.memory, **fields)
 
     optimizer = make_optimizer(config.optimizer, config.steps, fidelity=config.fidelity)
     return PlannedRun(
@@ -135,7 +141,7 @@ def stored_params(model: ModelConfig, mesh: Mesh, dtype) -> Params:
 def run_programs(run: PlannedRun) -> tuple[list[Program], list[str]]:
     """All programs of a run, in the order in which they first run, and what keeps some from being made."""
     programs, problems = [], []
-    calls = [_judge_calls(run)] if run.judging else []
+    calls = [judge_calls(run)] if run.judging else []
     calls.append(_rollout_calls(run))
     if run.config.evaluation.split:
         calls.append(_evaluation_calls(run))
@@ -157,11 +163,12 @@ def _kept(run: PlannedRun) -> Held:
     return {
         PARAMETERS: (run.state.params, run.reference),
         OPTIMIZER: run.state.opt_state,
-        JUDGE: _kept_of_judge(run) if run.judge else None,
+        JUDGE: kept_of_judge(run) if run.judge else None,
     }
 
 
-def _kept_of_judge(run: PlannedRun) -> tuple[Params | None, Prefix | None]:
+def kept_of_judge(run: PlannedRun) -> tuple[Params | None, Prefix | None]:
+    """The judge's weights and prefix as far as they lie on the devices throughout."""
     return None if run.config.judge.host_memory else served_params(run.judging), _judge_prefix(run)
 
 
@@ -204,7 +211,8 @@ def _evaluation_calls(run: PlannedRun) -> Calls:
     )
 
 
-def _judge_calls(run: PlannedRun) -> Calls | ChoiceCalls:
+def judge_calls(run: PlannedRun) -> Calls | ChoiceCalls:
+    """How the judge is asked, at its limits."""
     judge, prefix = run.config.judge, shapes.judge_prefix_tokens(run.config)
     windows = bucket_size(run.config.rollout.window_buckets[-1], smallest=4) if judge.sees else 0
     prompts = shapes.prompt_shapes(run.judge, judge.batch_size, judge.max_prompt_tokens - prefix, windows)

@@ -68,9 +68,10 @@ def train(run: SftRun) -> dict[str, Any] | None:
                 console.print(
                     format_line(step, steps, {k: metrics[v] for k, v in LINE.items() if v in metrics}, list(LINE))
                 )
-            if step % config.checkpoint.every == 0 or step == steps or stop.received:
+            stopping = stop.agreed()
+            if step % config.checkpoint.every == 0 or step == steps or stopping:
                 run.checkpoints.save(step, run.state, run.batches, metric=-validated.get("validation/loss", math.nan))
-            if stop.received:
+            if stopping:
                 run.checkpoints.wait()
                 console.print(f"stopped after step {step}, which is saved; the same command goes on from there.")
                 return None

@@ -75,6 +75,8 @@ def _load(config: ConfigDict, directory: Path, mesh: Mesh) -> AnyJudge:
         min_pixels=config.model.min_pixels,
         max_pixels=config.model.max_pixels,
         dtype=jnp.dtype(config.model.dtype),
+        weights_memory=settings.weights_memory,
+        cache_memory=settings.cache_memory,
         weights_int8=settings.weights_int8,
         host_memory=settings.host_memory,
         fidelity=config.fidelity,

@@ -108,7 +108,7 @@ def take_steps(run: Run, stop: StopRequest) -> bool:
             console.print(format_line(step, config.steps, shown, list(LINE)))
             advance(rewards)
             run.step = step
-            if stop.received:
+            if stop.agreed():
                 return _stop_after(run, step, metrics)
             if step % config.checkpoint.every == 0 or step == config.steps:
                 _save(run, step, rewards)
@@ -168,7 +168,7 @@ def draw_groups(
         pool=pool,
         settings=run.settings,
         clock=clock,
-        check=stop.check,
+        check=stop.check_waiting,
     ) as stream:
         with clock("rollout"):
             prompt_batch = bucketed_batch(prompts, run.processor, run.config.rollout)

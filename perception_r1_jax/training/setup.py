@@ -24,6 +24,7 @@ from perception_r1_jax.inference.rollout import make_engine
 from perception_r1_jax.judge.cache import CachedJudge
 from perception_r1_jax.judge.failure_window import FailureWindow
 from perception_r1_jax.models import ModelConfig, Params, base_params, check_backend, count_params, load_config
+from perception_r1_jax.plan.resident import check_room
 from perception_r1_jax.processing import Processor
 from perception_r1_jax.records import TrainBatch
 from perception_r1_jax.rewards.score import RewardSettings
@@ -37,7 +38,7 @@ from perception_r1_jax.training.models import keep_side_files, prepare_model, to
 from perception_r1_jax.training.replay import rollouts_to_replay
 from perception_r1_jax.training.run_record import hash_files, hash_problems, hash_texts, make_record
 from perception_r1_jax.training.state import TrainState
-from perception_r1_jax.weights import load_params
+from perception_r1_jax.weights import load_params, locate_model
 
 
 @dataclasses.dataclass
@@ -128,6 +129,7 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
     # -- Mesh and judge.
     mesh = make_mesh(**config.mesh)
     check_backend(config.model.attention, mesh.devices.flat[0].platform)
+    check_room(config, model, load_config(locate_model(judge_dir).model_dir) if judge_dir else None, mesh)
     judge = make_judge(config, judge_dir, mesh)
     console.print(
         arithmetic(
