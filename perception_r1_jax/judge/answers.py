@@ -1,9 +1,10 @@
-"""How a judge's answers come about: chosen digit by digit in a known text, or written freely."""
+"""How a judge's answers come about: chosen digit by digit, perhaps behind thoughts, or written freely."""
 
 from __future__ import annotations
 
+import bisect
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -12,14 +13,19 @@ import numpy as np
 from perception_r1_jax.inference import Engine, Generated, Sampling
 from perception_r1_jax.judge.prefix import continued
 from perception_r1_jax.judge.template import answer_template
-from perception_r1_jax.judge.verdicts import NOT_FINITE, OK
+from perception_r1_jax.judge.verdicts import NOT_FINITE, OK, THOUGHTS_END, UNFINISHED, parse_verdicts
 from perception_r1_jax.models import Prefix
 from perception_r1_jax.processing import Processor, bucket_size
 from perception_r1_jax.records import Prompt, PromptBatch
 
 _PROBE_COUNT = 12  # numbers of one digit and of two
+# Where verdicts usually begin behind thoughts, so that no more is written; behind other blanks the whole answer is.
+_VERDICTS_BEGIN = tuple(f"{THOUGHTS_END}{blank}<" for blank in ("", " ", "\n", "\n\n"))
 LEAST_DIGITS = 4
 """Answers with fewer have the programs of so many."""
+
+Stack = Callable[..., PromptBatch]
+"""`batch_prompts` with all of a bucket's sizes, of which `length` may be given anew."""
 
 
 class Answer(NamedTuple):
@@ -62,12 +68,14 @@ class ChosenAnswers:
         """The prompt to run for an answer of so many verdicts, up to the first digit, and the answer's bucket."""
         return continued(prompt, self._template(count).opening), bucket_size(count, smallest=LEAST_DIGITS)
 
-    def write(self, prompts: PromptBatch, counts: Sequence[int], bucket: int, prefix: Prefix | None) -> list[Answer]:
-        """Answers to the first prompts of a batch, of so many verdicts each; all of one bucket."""
-        template = self._template(bucket)
-        digits = np.ones(len(prompts.lengths), int)
+    def write(
+        self, prompts: Sequence[Prompt], counts: Sequence[int], bucket: int, prefix: Prefix | None, stack: Stack
+    ) -> list[Answer]:
+        """Answers to prompts of one bucket, of so many verdicts each."""
+        template, batch = self._template(bucket), stack(prompts)
+        digits = np.ones(len(batch.lengths), int)
         digits[: len(counts)] = counts
-        chosen = self._engine.choose(prompts, template.between, digits, template.choice_ids, prefix=prefix)
+        chosen = self._engine.choose(batch, template.between, digits, template.choice_ids, prefix=prefix)
         return [self._fill(logits[:count]) for logits, count in zip(chosen.logits, counts)]
 
     def _fill(self, logits: np.ndarray) -> Answer:
@@ -80,6 +88,64 @@ class ChosenAnswers:
         return Answer((*tokens.tolist(), self._stop_id), True, OK, tuple(probabilities.tolist()))
 
 
+class ThoughtAnswers:
+    """The model writes its thoughts up to `</think>`, greedily, and chooses the digits behind them.
+
+    Attributes:
+        finer: as of `ChosenAnswers`.
+    """
+
+    finer = 1
+
+    def __init__(self, engine: Engine, processor: Processor, max_thought_tokens: int):
+        """Raises as `ChosenAnswers`."""
+        self._thoughts = FreeAnswers(engine, processor, max_thought_tokens, stop_strings=_VERDICTS_BEGIN)
+        self._chosen, self._decode = ChosenAnswers(engine, processor), processor.decode
+
+    def prepare(self, prompt: Prompt, count: int) -> tuple[Prompt, int]:
+        """As of `ChosenAnswers`, but that the answer's opening comes behind the thoughts."""
+        return prompt, self._chosen.prepare(prompt, count)[1]
+
+    def write(
+        self, prompts: Sequence[Prompt], counts: Sequence[int], bucket: int, prefix: Prefix | None, stack: Stack
+    ) -> list[Answer]:
+        """As of `ChosenAnswers`, thoughts included; "unfinished" where they have no end within their limit."""
+        written = self._thoughts.write(prompts, counts, bucket, prefix, stack)
+        thoughts = [self._thought(answer, count) for answer, count in zip(written, counts)]
+        ended = [row for row, thought in enumerate(thoughts) if thought is not None]
+        answers = [no_answer(UNFINISHED if answer.status == OK else answer.status) for answer in written]
+        if ended:
+            prompts = [continued(prompts[row], np.array(thoughts[row], np.int32)) for row in ended]
+            chosen = self._choose(prompts, [counts[row] for row in ended], bucket, prefix, stack)
+            for row, answer in zip(ended, chosen):
+                answers[row] = answer._replace(tokens=thoughts[row] + answer.tokens) if answer.tokens else answer
+        return answers
+
+    def _choose(
+        self, prompts: Sequence[Prompt], counts: Sequence[int], bucket: int, prefix: Prefix | None, stack: Stack
+    ) -> list[Answer]:
+        """Answers behind thoughts: the longest prompt decides on the length of all."""
+        opened = [self._chosen.prepare(prompt, count)[0] for prompt, count in zip(prompts, counts)]
+        length = bucket_size(max(len(prompt.tokens) for prompt in opened), finer=self._chosen.finer)
+        return self._chosen.write(opened, counts, bucket, prefix, functools.partial(stack, length=length))
+
+    def _thought(self, answer: Answer, count: int) -> tuple[int, ...] | None:
+        """What stands before the verdicts: the tokens up to `</think>` and blanks behind it; None without an end.
+
+        A judge that has written its verdicts at once, well-formed, has thought nothing.
+        """
+        tokens = answer.tokens
+        begun = bisect.bisect_left(range(len(tokens) + 1), True, key=lambda size: self._answers_after(tokens[:size]))
+        if begun <= len(tokens):
+            return tokens[: begun - 1]
+        at_once = answer.stopped and parse_verdicts(self._decode(tokens), count).status == OK
+        return () if at_once else None
+
+    def _answers_after(self, tokens: Sequence[int]) -> bool:
+        """Whether something follows the thoughts in these tokens."""
+        return bool(self._decode(tokens).partition(THOUGHTS_END)[2].strip())
+
+
 class FreeAnswers:
     """The model writes what it likes, greedily.
 
@@ -89,24 +155,29 @@ class FreeAnswers:
 
     finer = 1
 
-    def __init__(self, engine: Engine, processor: Processor, max_new_tokens: int):
-        self._engine = engine
+    def __init__(
+        self, engine: Engine, processor: Processor, max_new_tokens: int, *, stop_strings: tuple[str, ...] = ()
+    ):
+        self._engine, self._decode = engine, processor.decode
         self._sampling = Sampling(
             max_new_tokens=max_new_tokens,
             stop_ids=processor.stop_ids,
             pad_id=processor.pad_id,
             temperature=0.0,
             banned_ids=processor.banned_ids,
+            stop_strings=stop_strings,
         )
 
     def prepare(self, prompt: Prompt, count: int) -> tuple[Prompt, int]:
         """As of `ChosenAnswers`: nothing of the answer is known, and its bucket is its limit."""
         return prompt, self._sampling.max_new_tokens
 
-    def write(self, prompts: PromptBatch, counts: Sequence[int], bucket: int, prefix: Prefix | None) -> list[Answer]:
+    def write(
+        self, prompts: Sequence[Prompt], counts: Sequence[int], bucket: int, prefix: Prefix | None, stack: Stack
+    ) -> list[Answer]:
         """As of `ChosenAnswers`."""
         key = jax.random.key(0)  # greedy: never drawn from
-        generated = self._engine.generate(prompts, 1, self._sampling, key, prefix=prefix)
+        generated = self._engine.generate(stack(prompts), 1, self._sampling, key, prefix=prefix, decode=self._decode)
         return [_written(generated, row) for row in range(len(counts))]
 
 

@@ -244,7 +244,7 @@ def run_metrics(run: Run) -> dict[str, float]:
         "compilations/policy": run.engine.compilations,
         "compilations/judge": run.judge.compilations if run.judge else 0,
         "compilations/train": run.train_step.compilations,
-        **(run.judge.metrics() if run.judge else {}),
+        **(run.judge.take_metrics() if run.judge else {}),
     }
 
 
