@@ -8,14 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from perception_r1_jax.config import get_config
+from perception_r1_jax.config import default_config
 from perception_r1_jax.judge.prompts import load_prompt
 from perception_r1_jax.judge.verdicts import Judgement
 from perception_r1_jax.records import Problem
-from perception_r1_jax.rewards.score import RewardSettings
 from perception_r1_jax.training import judge as training_judge
 from perception_r1_jax.training.loop import take_judgements
-from perception_r1_jax.training.setup import reward_settings
 
 OTHERS = {
     "mode": "free",
@@ -44,7 +42,7 @@ def loaded(monkeypatch):
 
 
 def test_every_field_reaches_the_judge_on_the_mesh(loaded):
-    config = get_config()
+    config = default_config()
     config.judge.path = "judge"
     defaults = {name: config.judge[name] for name in OTHERS}
     training_judge.make_judge(config, Path("judge"), mesh=None)
@@ -64,7 +62,7 @@ def test_verdicts_are_flipped_under_the_seed_and_step_of_the_run():
     failures = types.SimpleNamespace(add=list)
 
     def flipped(seed: int, step: int = 1) -> np.ndarray:
-        config = get_config()
+        config = default_config()
         config.seed, config.judge.flip_probability = seed, 0.5
         run = types.SimpleNamespace(config=config, judge_failures=failures)
         judged = take_judgements(run, step, [Problem("a", "", (), "")], stream)
