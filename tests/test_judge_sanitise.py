@@ -85,7 +85,24 @@ def test_sanitising_twice_changes_nothing_more():
         assert not re.search(r"</?info\d|<\|\w+\|>|Judgement\s*[:：]|[\x00\r]|</?s>|\[/?INST\]|<<SYS>>", once)
 
 
-@pytest.mark.parametrize("text", ["<", "< ", "<info", "<|", "<|a", "Judgement ", "Listed ", " ", "<info1>", "\x00", "<in\u200b", "Judge\u034f", "Judgement*"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<",
+        "< ",
+        "<info",
+        "<|",
+        "<|a",
+        "Judgement ",
+        "Listed ",
+        " ",
+        "<info1>",
+        "\x00",
+        "<in\u200b",
+        "Judge\u034f",
+        "Judgement*",
+    ],
+)
 def test_long_texts_take_linear_time(text):
     start = time.perf_counter()
     sanitise(text * 50_000, HEADINGS)
