@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from perception_r1_jax.inference import Engine, Generated, Sampling
+from perception_r1_jax.inference.choices import Between
 from perception_r1_jax.judge.prefix import continued
 from perception_r1_jax.judge.template import answer_template
 from perception_r1_jax.judge.verdicts import NOT_FINITE, OK, THOUGHTS_END, UNFINISHED, parse_verdicts
@@ -68,6 +69,13 @@ class ChosenAnswers:
         """The prompt to run for an answer of so many verdicts, up to the first digit, and the answer's bucket."""
         return continued(prompt, self._template(count).opening), bucket_size(count, smallest=LEAST_DIGITS)
 
+    def check_room(self, rows: int, length: int, answer_tokens: int, prefix_tokens: int) -> None:
+        """Raises `UserError` unless prompts of so many tokens, and answers to them, have room in the cache."""
+        probe = self._template(_PROBE_COUNT)
+        bucket = bucket_size(max(answer_tokens * _PROBE_COUNT // len(probe.tokens), 1), smallest=LEAST_DIGITS)
+        known = Between.of(self._template(bucket).between)
+        self._engine.choice_levels(rows, length + len(probe.opening), known, prefix_tokens)
+
     def write(
         self, prompts: Sequence[Prompt], counts: Sequence[int], bucket: int, prefix: Prefix | None, stack: Stack
     ) -> list[Answer]:
@@ -99,12 +107,19 @@ class ThoughtAnswers:
 
     def __init__(self, engine: Engine, processor: Processor, max_thought_tokens: int):
         """Raises as `ChosenAnswers`."""
+        self._max_thought_tokens = max_thought_tokens
         self._thoughts = FreeAnswers(engine, processor, max_thought_tokens, stop_strings=_VERDICTS_BEGIN)
         self._chosen, self._decode = ChosenAnswers(engine, processor), processor.decode
 
     def prepare(self, prompt: Prompt, count: int) -> tuple[Prompt, int]:
         """As of `ChosenAnswers`, but that the answer's opening comes behind the thoughts."""
         return prompt, self._chosen.prepare(prompt, count)[1]
+
+    def check_room(self, rows: int, length: int, answer_tokens: int, prefix_tokens: int) -> None:
+        """As of `ChosenAnswers`."""
+        self._thoughts.check_room(rows, length, self._max_thought_tokens, prefix_tokens)
+        longest = bucket_size(length + self._max_thought_tokens, finer=self._chosen.finer)
+        self._chosen.check_room(rows, longest, answer_tokens, prefix_tokens)
 
     def write(
         self, prompts: Sequence[Prompt], counts: Sequence[int], bucket: int, prefix: Prefix | None, stack: Stack
@@ -171,6 +186,10 @@ class FreeAnswers:
     def prepare(self, prompt: Prompt, count: int) -> tuple[Prompt, int]:
         """As of `ChosenAnswers`: nothing of the answer is known, and its bucket is its limit."""
         return prompt, self._sampling.max_new_tokens
+
+    def check_room(self, rows: int, length: int, answer_tokens: int, prefix_tokens: int) -> None:
+        """As of `ChosenAnswers`; an answer has as many tokens as it may have."""
+        self._engine.plan(rows, length, 1, self._sampling, prefix_tokens)
 
     def write(
         self, prompts: Sequence[Prompt], counts: Sequence[int], bucket: int, prefix: Prefix | None, stack: Stack

@@ -105,6 +105,18 @@ class Judge(AnyJudge):
         requests = [self.prompt.request(problem, problem.question) for problem in PROBES]
         return shared_tokens([unlimited.chat_prompt(self._write(request)) for request in requests])
 
+    def check_room(self) -> None:
+        """Raises `UserError` unless the longest requests have room in the cache: no run is to end at one of them."""
+        shared = min(len(self.prefix_tokens), self._max_prompt_tokens - 1)
+        longest = self._max_prompt_tokens - shared
+        try:
+            self._answers.check_room(self._batch_size, longest, self._max_new_tokens, shared)
+        except UserError as error:
+            raise UserError(
+                f"the judge may get requests of {self._max_prompt_tokens} tokens: {error} The judge's limits are "
+                "config.judge.max_prompt_tokens, max_thought_tokens and max_new_tokens."
+            ) from error
+
     @functools.cached_property
     def _prefix(self) -> Prefix:
         return self._engine.prefix(self.prefix_tokens)
@@ -269,7 +281,7 @@ def load_judge(
 
     Raises:
         UserError: the judge is to see, and its model cannot; or the devices lack the memory that the weights are to lie
-            in. Also what reading model, tokenizer and prompt raises.
+            in, or that for the longest requests. Also what reading model, tokenizer and prompt raises.
     """
     mesh = make_mesh() if mesh is None else mesh
     if host_memory:
@@ -280,7 +292,7 @@ def load_judge(
         check_sees(config, directory)
     engine = Engine(config, None, mesh, dtype=dtype, weights_int8=weights_int8)
     engine.read(functools.partial(stream_params, directory, config), host_memory=host_memory)
-    return Judge(
+    judge = Judge(
         engine,
         Processor.from_directory(
             model_dir,
@@ -297,3 +309,5 @@ def load_judge(
         batch_size=batch_size,
         fidelity=fidelity,
     )
+    judge.check_room()
+    return judge

@@ -49,7 +49,7 @@ def choosing_programs(calls: ChoiceCalls) -> Iterator[Program]:
     held = join(calls.beside, {calls.kind: params, CACHE: prefix})
     if prefix:
         yield prefix_program(calls.name, calls.engine, calls.kind, calls.prefix_tokens, held)
-    for rows in calls.engine.choice_levels(calls.prompts, calls.between, calls.prefix_tokens):
+    for rows in calls.engine.choice_levels(*calls.prompts.tokens.shape, calls.between, calls.prefix_tokens):
         yield embed_program(calls.name, calls.engine, calls.kind, rows_of(calls.prompts, rows), held)
         yield _choose(calls, rows, held)
 
