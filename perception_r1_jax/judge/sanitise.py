@@ -47,7 +47,7 @@ def sanitise(text: str, headings: Sequence[str] = ()) -> str:
         headings: the prompt's section headings without their colons, as `JudgePrompt.headings` gives them.
 
     Line ends become newlines, controls become U+FFFD, the "<" of markup becomes a single guillemet, the "[" of a
-    special token a bracket with a quill, and the colon after a heading's words, in any case and anywhere, bold too, a dash.
+    special token a bracket with a quill, and the colon after a heading's words (any case, bold too) a dash.
     """
     text = _CONTROL.sub("\ufffd", _NEW_LINE.sub("\n", text))
     text = _MARKUP.sub(lambda match: _HARMLESS.get(match[0], "\u2039"), text)

@@ -108,7 +108,9 @@ def take_steps(run: Run, stop: StopRequest) -> bool:
             console.print(format_line(step, config.steps, shown, list(LINE)))
             advance(rewards)
             if reasons := all_failed({name: value for name, value in rewards.items() if name.startswith("judge/")}):
-                console.print(f"step {step}: every judgement has failed ({reasons}); docs/judge.md says what each means.")
+                console.print(
+                    f"step {step}: every judgement has failed ({reasons}); docs/judge.md says what each means."
+                )
             run.step = step
             if stop.received:
                 return _stop_after(run, step, metrics)
