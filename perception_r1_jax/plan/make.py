@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 from ml_collections import ConfigDict
 
@@ -11,9 +13,13 @@ from perception_r1_jax.models import ModelConfig, count_params
 from perception_r1_jax.plan import shapes
 from perception_r1_jax.plan.advice import advise
 from perception_r1_jax.plan.measure import Measured, measure
+from perception_r1_jax.plan.programs import Program
 from perception_r1_jax.plan.report import Plan
 from perception_r1_jax.plan.run import PlannedRun, plan_run, run_programs
 from perception_r1_jax.plan.topologies import find_target
+
+COMPILERS = 4
+"""At once, at most. Each takes a core and a few GB of memory."""
 
 
 def make_plan(config: ConfigDict, topology: str, on_program: Callable[[Measured], None], *, only: str = "") -> Plan:
@@ -22,7 +28,7 @@ def make_plan(config: ConfigDict, topology: str, on_program: Callable[[Measured]
     Args:
         config: resolved.
         topology: as of `find_target`.
-        on_program: called after each program.
+        on_program: called after each program, of several threads.
         only: how the names of the programs to compile begin; "" compiles all.
 
     Raises:
@@ -34,11 +40,15 @@ def make_plan(config: ConfigDict, topology: str, on_program: Callable[[Measured]
     chosen = [program for program in made if program.name.startswith(only)]
     if not chosen:
         raise UserError(f"no program's name begins with {only!r}: they are rollout/..., judge/... and train/...")
-    programs = []
-    for program in chosen:
+
+    def compiled(program: Program) -> Measured:
         model = run.judge if program.name.startswith("judge/") else run.policy
-        programs.append(measure(program, target, _share_of_full_attention(model)))
-        on_program(programs[-1])
+        measured = measure(program, target, _share_of_full_attention(model))
+        on_program(measured)
+        return measured
+
+    with ThreadPoolExecutor(min(os.cpu_count(), COMPILERS)) as pool:
+        programs = list(pool.map(compiled, reversed(chosen)))[::-1]  # the longest, of training, stand last
     advice = {program.name: advise(run, program) for program in programs if not program.fits}
     return Plan(target, _layout(run), [*run.problems, *problems], programs, advice)
 

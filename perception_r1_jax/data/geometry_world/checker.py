@@ -1,6 +1,7 @@
 """The world's own checker: what a person would say who compares a response with the picture.
 
-It knows the facts that the picture was drawn from. Neither the policy nor the judge sees them.
+It knows the facts that the picture was drawn from. Nothing in GRPO sees it; the judge has learned what
+`reflected` says, which compares texts alone.
 """
 
 from __future__ import annotations
