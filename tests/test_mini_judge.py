@@ -101,9 +101,6 @@ def test_digits_that_it_chooses_are_those_that_it_writes_freely(judge):
     settings = SETTINGS | {"mode": "constrained", "max_thought_tokens": SETTINGS["max_new_tokens"]}
     chooser = Judge(judge._engine, judge._processor, judge.prompt, **settings)
     free, chosen = judge.judge(requests), chooser.judge(requests)
-    compilations = chooser.compilations
-    assert chooser.judge(requests[:16]) == chosen[:16]
-    assert chooser.compilations == compilations
     formed = [pair for pair in zip(free, chosen) if not pair[0].failed]
     assert len(formed) > 0.95 * len(requests)
     assert [one.verdicts for one, _ in formed] == [other.verdicts for _, other in formed]
