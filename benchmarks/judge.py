@@ -4,7 +4,8 @@
 
 Each request has 6 annotations and a response of 300 tokens, behind an instruction of 1,300 tokens. Ours reads six
 digits in a known answer, from text to verdicts; the peers write the 54 tokens that such an answer has. All compute in
-float32. Where VLLM_PYTHON names the Python of an environment with vLLM's CPU build, its case is measured too.
+float32. Where VLLM_PYTHON names the Python of an environment with vLLM's CPU build, its case is measured too. Where
+there is a GPU or TPU, `large` is ours alone on a model of Qwen2.5-7B's shape, in bfloat16 and in 8 bits.
 
 Slow sides answer fewer requests, in batches of the same size, and the rates are compared; how many is printed.
 """
@@ -18,50 +19,34 @@ import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import jax
 import numpy as np
 
-from benchmarks import measure, shape, vllm_peer, workload
+from benchmarks import judge_large, measure, shape, vllm_peer, workload
+from benchmarks.judge_requests import (
+    ANNOTATIONS,
+    ANSWER_TOKENS,
+    ROWS,
+    Setup,
+    judge_all,
+    make_judge,
+    make_requests,
+    ours,
+)
 from benchmarks.measure import Case
 from benchmarks.rollout import KEY, MIB, load_peer
 from perception_r1_jax.inference import Engine, Generated, Sampling
 from perception_r1_jax.judge.on_mesh import Judge
-from perception_r1_jax.judge.prefix import behind
-from perception_r1_jax.judge.prompts import JudgePrompt, JudgeRequest, load_prompt
 from perception_r1_jax.models import Prefix, embed_prompts, prefill
-from perception_r1_jax.processing import Processor
 from perception_r1_jax.records import Prompt
 
 REQUESTS, QUICK_REQUESTS = 256, 3
-ANNOTATIONS, ANNOTATION_TOKENS, RESPONSE_TOKENS, PREFIX_TOKENS = 6, 12, 300, 1300
-ANSWER_TOKENS = 9 * ANNOTATIONS
-ROWS = 16
-"""Requests that are run at a time, by ours and by transformers: more take longer a request on this machine."""
 PART = 64
 """Requests that the slow sides answer, where there are more: their batches are all alike, and so is the rate."""
-
-
-class Setup(NamedTuple):
-    """A judge of the benchmarks' model, N requests to it, and their whole prompts, all of one length."""
-
-    model: shape.Model
-    engine: Engine
-    judge: Judge
-    requests: list[JudgeRequest]
-    prompts: list[Prompt]
-
-    @property
-    def rests(self) -> list[Prompt]:
-        """The prompts without what all share."""
-        return [behind(prompt, self.judge.prefix_tokens) for prompt in self.prompts]
-
-    def first(self, count: int) -> Setup:
-        """The first so many requests."""
-        return self._replace(requests=self.requests[:count], prompts=self.prompts[:count])
 
 
 Side = Callable[[Setup], Callable[[], object]]
@@ -131,58 +116,16 @@ def time_sides(setup: Setup, sides: Mapping[str, Side], sizes: Mapping[str, int]
     return [measure.compare(name, "requests/s", rates["ours"], rates.get(name)) for name in others]
 
 
-def make_setup(folder: Path, count: int) -> Setup:
-    """So many requests that differ from the first word of their own on."""
-    model = shape.load_model(folder, shape.STANDARD)
-    rng, words = np.random.default_rng(0), one_token_words(model.processor)
-
-    def text(tokens: int) -> str:
-        return "".join(rng.choice(words, tokens))
-
-    engine, prompt = Engine(model.config, model.params, model.mesh), load_prompt()
-    missing = PREFIX_TOKENS - len(make_judge(Judge, engine, model, prompt).prefix_tokens)
-    judge = make_judge(Judge, engine, model, JudgePrompt(prompt.system + text(missing), prompt.user))
-    asked = [
-        JudgeRequest(tuple(text(ANNOTATION_TOKENS) for _ in range(ANNOTATIONS)), text(RESPONSE_TOKENS))
-        for _ in range(count)
-    ]
-    prompts = [model.processor.chat_prompt(judge.prompt.messages(request)) for request in asked]
-    sizes = {len(prompt.tokens) for prompt in prompts}
-    if len(judge.prefix_tokens) != PREFIX_TOKENS or len(sizes) != 1:
-        raise RuntimeError(f"a prefix of {len(judge.prefix_tokens)} tokens, prompts of {sizes}; they were to be alike.")
-    return Setup(model, engine, judge, asked, prompts)
-
-
-def make_judge(kind: type[Judge], engine: Engine, model: shape.Model, prompt: JudgePrompt) -> Judge:
-    """A constrained judge."""
-    limits = {"max_prompt_tokens": 4096, "max_new_tokens": 128}
-    return kind(engine, model.processor, prompt, mode="constrained", batch_size=ROWS, **limits)
-
-
-def one_token_words(processor: Processor) -> list[str]:
-    """Words with a space before them that are a token each, so that a text has as many tokens as words."""
-    tokenizer = processor.tokenizer
-    texts = [tokenizer.decode([token]) for token in range(min(tokenizer.added_tokens_decoder))]
-    words = [text for text in texts if text.startswith(" ") and text[1:].isalpha() and text.isascii()]
-    return [word for word in words if len(tokenizer.encode(word, add_special_tokens=False)) == 1]
-
-
-def judge_all(judge: Judge, asked: Sequence[JudgeRequest]) -> None:
-    """Judges all requests, each of which must have its verdicts."""
-    read = [judgement.parsed for judgement in judge.judge(asked)]
-    if read != [ANNOTATIONS] * len(asked):
-        raise RuntimeError(f"verdicts read: {read}, not {ANNOTATIONS} of each request.")
-
-
-def ours(setup: Setup) -> Callable[[], object]:
-    """From texts to verdicts."""
-    return lambda: judge_all(setup.judge, setup.requests)
-
-
 def uncached(setup: Setup) -> Callable[[], object]:
     """The same with every prompt whole."""
     whole = make_judge(Uncached, setup.engine, setup.model, setup.judge.prompt)
     return lambda: judge_all(whole, setup.requests)
+
+
+def make_setup(folder: Path, count: int) -> Setup:
+    """So many requests to the 66 M model."""
+    model = shape.load_model(folder, shape.STANDARD)
+    return make_requests(model, Engine(model.config, model.params, model.mesh), count)
 
 
 def generate(peer: Any, setup: Setup) -> Callable[[], object]:
@@ -230,7 +173,12 @@ def in_batches(prompts: Sequence[Prompt]) -> list[Sequence[Prompt]]:
     return [prompts[start : start + ROWS] for start in range(0, len(prompts), ROWS)]
 
 
-WORKLOADS: Mapping[str, Callable[[Path, bool, int], list[Case]]] = {"requests": requests, "vllm": vllm, "parts": parts}
+WORKLOADS: Mapping[str, Callable[[Path, bool, int], list[Case]]] = {
+    "requests": requests,
+    "vllm": vllm,
+    "parts": parts,
+    "large": judge_large.large,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

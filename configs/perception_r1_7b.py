@@ -48,6 +48,7 @@ def get_config() -> ConfigDict:
     config.judge.prompt = ""  # this project's wording; theirs is read from a JSON file that this names
     config.judge.mode = "constrained"  # theirs, under "paper", is "free": parsed, however it is formed
     config.judge.max_prompt_tokens = 8_192  # instruction, annotations and a response of up to 4,096 tokens
+    config.judge.max_thought_tokens = 0  # theirs does not reason: it answers at once
     config.judge.max_new_tokens = 512  # tokens; a verdict takes about 10
     config.judge.batch_size = 64  # ours: requests judged at once, of the 1,024 of a step
     config.judge.streaming = True  # False: when the rollout's weights and cache have left the devices

@@ -69,6 +69,7 @@ LEAST = {
     "model.min_pixels": 1,
     "lora.rank": 1,
     "judge.max_prompt_tokens": 1,
+    "judge.max_thought_tokens": 0,
     "judge.max_new_tokens": 1,
     "judge.batch_size": 1,
     "judge.failure_window": 1,
@@ -181,6 +182,8 @@ def default_config() -> ConfigDict:
     config.judge.prompt = ""  # JSON file of another wording (docs/judge.md); "" is the package's own
     config.judge.mode = "constrained"  # read only the digits of the known answer form; "free": generate, then parse
     config.judge.max_prompt_tokens = 8192  # tokens: instruction, annotations or pictures, response; a longer one fails
+    # Tokens of thoughts, up to `</think>`, before constrained verdicts; longer ones fail. 0 leaves no room to think.
+    config.judge.max_thought_tokens = 0
     config.judge.max_new_tokens = 512  # tokens of an answer
     config.judge.batch_size = 64  # requests judged at once, over all devices
     config.judge.streaming = True  # judges groups as they finish; False: after the rollout (docs/judge.md)

@@ -50,7 +50,7 @@ CACHE_SIZE = 65_536
 def main(arguments: Sequence[str] | None = None) -> int:
     """Scores the file; returns the exit code."""
     args = _parse_arguments(arguments)
-    judge = _load_judge(args.judge, args.judge_model, args.fidelity)
+    judge = _load_judge(args)
     counts: collections.Counter[str] = collections.Counter()
     with (
         AccuracyPool(args.workers, args.deadline_seconds, args.fidelity) as pool,
@@ -143,31 +143,32 @@ def _output_row(problem: Problem, index: int, scores: Scores) -> dict[str, Any]:
     return {**problem.row, **numbers, "judge_status": scores.judge_status[index][0]}
 
 
-def _load_judge(path: str, model: str, fidelity: str) -> Callable[[list[Problem]], list[Judgement]] | None:
+def _load_judge(args: argparse.Namespace) -> Callable[[list[Problem]], list[Judgement]] | None:
     """Asks the model in a folder, or at an address, about problems."""
-    if path == "none":
+    if args.judge == "none":
         return None
     from perception_r1_jax.errors import UserError
     from perception_r1_jax.judge.cache import CachedJudge
     from perception_r1_jax.judge.prompts import JudgeRequest
 
     try:
-        judge = CachedJudge(_make_judge(path, model, fidelity), CACHE_SIZE)
+        judge = CachedJudge(_make_judge(args), CACHE_SIZE)
     except (OSError, UserError) as error:
-        print(f"--judge {path}: {error}", file=sys.stderr)
+        print(f"--judge {args.judge}: {error}", file=sys.stderr)
         sys.exit(2)
     return lambda problems: judge.judge([JudgeRequest(p.annotations, p.row["response"]) for p in problems])
 
 
-def _make_judge(path: str, model: str, fidelity: str) -> AnyJudge:
+def _make_judge(args: argparse.Namespace) -> AnyJudge:
     """Imports are here, for these libraries take seconds to load."""
-    if is_url(path):
+    common = {"prompt": args.judge_prompt, "fidelity": args.fidelity}
+    if is_url(args.judge):
         from perception_r1_jax.judge.remote import connect_judge
 
-        return connect_judge(path, model=model, fidelity=fidelity)
+        return connect_judge(args.judge, model=args.judge_model, **common)
     from perception_r1_jax.judge.on_mesh import load_judge
 
-    return load_judge(path, mode="free" if fidelity == "paper" else "constrained", fidelity=fidelity)
+    return load_judge(args.judge, mode=args.judge_mode, max_thought_tokens=args.judge_max_thought_tokens, **common)
 
 
 def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -180,6 +181,20 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="'none' (default), the folder of a judge model, or the address of an endpoint (docs/judge.md)",
     )
     parser.add_argument("--judge_model", default="", help="at an endpoint with several models, the name of one")
+    parser.add_argument("--judge_prompt", default="", metavar="FILE", help="JSON file of another wording")
+    parser.add_argument(
+        "--judge_mode",
+        choices=("constrained", "free"),
+        help="of a judge in a folder: 'constrained' (default) reads only the digits of the known answer form, 'free' "
+        "(default with --fidelity paper) lets the model write",
+    )
+    parser.add_argument(
+        "--judge_max_thought_tokens",
+        type=int,
+        default=0,
+        metavar="N",
+        help="tokens of thoughts before a constrained answer, up to </think> (default 0: none)",
+    )
     parser.add_argument(
         "--fidelity", choices=FIDELITIES, default="default", help="'paper': as the authors' code scores"
     )
@@ -196,6 +211,11 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--output {args.output}: the folder {args.output.parent} does not exist")
     if args.judge != "none" and not is_url(args.judge) and not Path(args.judge).is_dir():
         parser.error(f"--judge {args.judge}: no such folder; use 'none' to score without a judge")
+    args.judge_mode = args.judge_mode or ("free" if args.fidelity == "paper" else "constrained")
+    if args.fidelity == "paper" and args.judge_mode != "free":
+        parser.error("--fidelity paper goes with --judge_mode free")
+    if args.judge_max_thought_tokens < 0:
+        parser.error(f"--judge_max_thought_tokens {args.judge_max_thought_tokens}: must be at least 0")
     if args.workers < 1 or not args.deadline_seconds > 0:
         parser.error("--workers and --deadline_seconds must be positive")
     return args

@@ -53,12 +53,20 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--max_prompt_tokens", type=int, default=8192, metavar="N", help="a longer request is refused (default 8192)"
     )
     parser.add_argument(
+        "--max_thought_tokens",
+        type=int,
+        default=0,
+        metavar="N",
+        help="tokens of thoughts before a constrained answer, up to </think> (default 0: none)",
+    )
+    parser.add_argument(
         "--max_new_tokens", type=int, default=512, metavar="N", help="limit of an answer in tokens (default 512)"
     )
     parser.add_argument("--batch_size", type=int, default=16, metavar="N", help="requests judged at once (default 16)")
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="to compute in (default bfloat16)"
     )
+    parser.add_argument("--weights_int8", action="store_true", help="keep the matrices in 8 bits: half of bfloat16")
     parser.add_argument(
         "--fidelity",
         choices=("default", "paper"),
@@ -66,9 +74,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="'paper': texts come as they are, not sanitised",
     )
     args = parser.parse_args(argv)
-    for name in ("max_prompt_tokens", "max_new_tokens", "batch_size"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} {getattr(args, name)}: must be at least 1")
+    least = {"max_prompt_tokens": 1, "max_thought_tokens": 0, "max_new_tokens": 1, "batch_size": 1}
+    for name, low in least.items():
+        if getattr(args, name) < low:
+            parser.error(f"--{name} {getattr(args, name)}: must be at least {low}")
     if not 0 <= args.port < 65536:
         parser.error(f"--port {args.port}: must be from 0 to 65535")
     if args.fidelity == "paper" and args.mode != "free":
@@ -92,9 +101,11 @@ def make_server(args: argparse.Namespace) -> JudgeServer:
         prompt=args.prompt,
         mode=args.mode,
         max_prompt_tokens=args.max_prompt_tokens,
+        max_thought_tokens=args.max_thought_tokens,
         max_new_tokens=args.max_new_tokens,
         batch_size=args.batch_size,
         dtype=jnp.dtype(args.dtype),
+        weights_int8=args.weights_int8,
         fidelity=args.fidelity,
     )
     service = JudgeService(judge, args.name or Path(args.model).resolve().name)

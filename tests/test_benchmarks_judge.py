@@ -71,6 +71,20 @@ def test_quick_runs_write_the_documented_list(checkpoints, tmp_path, capsys, nam
     assert all(name in capsys.readouterr().out for name in ("cores",))
 
 
+def test_the_large_judge_is_timed_in_both_dtypes_and_not_on_a_cpu(checkpoints, tmp_path, capsys):
+    out = tmp_path / "out.json"
+    options = ["--requests", "1", "--only", "large", "--json", str(out), "--checkpoints", str(checkpoints)]
+    bench.main(options)
+    assert json.loads(out.read_text()) == []
+    assert "give --quick for a tiny shape" in capsys.readouterr().out
+    bench.main([*options, "--quick"])
+    cases = {case["case"]: case for case in json.loads(out.read_text())}
+    assert set(cases) == {"large_bfloat16", "large_int8"}
+    for case in cases.values():
+        assert case["ours"] > 0
+        assert (case["peer"], case["ratio"], case["unit"]) == (None, None, "requests/s")
+
+
 def test_rates_are_of_the_requests_that_a_side_answers(setup, monkeypatch, capsys):
     asked = {"ours": [], "slow": []}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from perception_r1_jax.judge.metrics import judge_metrics
+from perception_r1_jax.judge.metrics import all_failed, judge_metrics
 
 
 def test_every_status_is_counted():
@@ -20,3 +20,9 @@ def test_every_status_is_counted():
 def test_without_a_judgement_asked_for_there_is_no_rate():
     assert math.isnan(judge_metrics(["none", "none"])["judge/failure_rate"])
     assert math.isnan(judge_metrics([])["judge/failure_rate"])
+
+
+def test_reasons_are_told_where_every_judgement_has_failed():
+    assert all_failed(judge_metrics(["none", "timeout", "missing", "timeout"])) == "missing 1, timeout 2"
+    for statuses in (["ok", "timeout"], ["none"], []):
+        assert all_failed(judge_metrics(statuses)) == ""

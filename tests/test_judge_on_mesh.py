@@ -15,6 +15,7 @@ from perception_r1_jax.errors import UserError
 from perception_r1_jax.inference import Generated
 from perception_r1_jax.inference.choosing import Chosen
 from perception_r1_jax.inference.stats import GenerationStats
+from perception_r1_jax.inference.stop import stop_length
 from perception_r1_jax.judge.on_mesh import Judge, load_judge
 from perception_r1_jax.judge.prompts import JudgePrompt, JudgeRequest
 from perception_r1_jax.judge.template import answer_text
@@ -49,25 +50,29 @@ class ScriptedEngine:
         self.batches: list[list[str]] = []
         self.shapes: list[tuple[int, int, int]] = []
         self.prefixes: list[str] = []
+        self.computed_prefixes = 0
 
     on_device = contextlib.nullcontext
 
     def prefix(self, tokens):
+        self.computed_prefixes += 1
         return tokens
 
-    def generate(self, prompts, samples, sampling, key, *, prefix, on_progress) -> Generated:
+    def generate(self, prompts, samples, sampling, key, *, prefix, decode, on_progress) -> Generated:
         rows = len(prompts.tokens)
         texts = self._texts(prompts, prefix, sampling.max_new_tokens)
         assert (samples, sampling.temperature) == (1, 0.0)
         on_progress(0)
         tokens = np.full((rows, 1, sampling.max_new_tokens), sampling.pad_id, np.int32)
-        mask = np.zeros(tokens.shape, bool)
+        mask, stopped = np.zeros(tokens.shape, bool), np.ones((rows, 1), bool)
         for row, text in enumerate(texts):
             said = answer_text(shown(text)) if self.script is None else self.script(_response(text))
-            answer = [*self.processor.tokenizer.encode(said), sampling.stop_ids[0]][: sampling.max_new_tokens]
+            whole = [*self.processor.tokenizer.encode(said), sampling.stop_ids[0]]
+            answer = whole[: stop_length(decode, whole, sampling.stop_strings)][: sampling.max_new_tokens]
             tokens[row, 0, : len(answer)], mask[row, 0, : len(answer)] = answer, True
+            stopped[row] = len(whole) <= sampling.max_new_tokens
         logps = np.full(tokens.shape, np.nan if self.nan else 0.0, np.float32)
-        return Generated(tokens, mask, logps, mask.any(-1), GenerationStats())
+        return Generated(tokens, mask, logps, stopped, GenerationStats())
 
     def choose(self, prompts, between, counts, choice_ids, *, prefix=None) -> Chosen:
         texts = self._texts(prompts, prefix, len(between) + 1)
@@ -186,6 +191,8 @@ def test_requests_are_run_behind_what_they_share(processor, mode):
     engine = ScriptedEngine(processor)
     judge = Judge(engine, processor, PROMPT, **SETTINGS | {"mode": mode})
     judge.judge(REQUESTS)
+    judge.judge(REQUESTS[:2])
+    assert engine.computed_prefixes == 1, "once in a run"
     assert set(engine.prefixes) == {"system\nJudge.\nuser\nFacts:\n<info1"}  # ">" may be one token with what follows
     assert len(judge.prefix_tokens) == 22
 
@@ -254,6 +261,43 @@ def test_broken_logits_are_a_failure_not_a_zero(processor, mode):
     assert judge.judge([request(2, "a")]) == [Judgement(None, 2, 0, "not_finite")]
 
 
+THOUGHTS = {
+    "a": "<think>\nx </info1>\n</think>\n",
+    "b": "</think>",
+    "c": "<think>y</think> \n\t\n",  # a blank that no stop names: the answer is written to its end
+    "d": "",
+    "e": "<think>and so on, and on, and on, and on, and on, and on, and on, and on",
+    "f": "nothing in the form",
+}
+
+
+@pytest.mark.parametrize("verdicts", [answer_text([1, 0]), "I say 1."])
+def test_a_judge_may_think_before_its_digits(processor, verdicts):
+    """Its thoughts and the blanks behind them stay as they are; what it writes behind is not looked at."""
+    engine = ScriptedEngine(processor, lambda response: THOUGHTS[response[0]] + verdicts * (response[0] != "e"))
+    settings = SETTINGS | {"mode": "constrained", "max_thought_tokens": 64, "batch_size": 8}
+    judge = Judge(engine, processor, PROMPT, **settings)
+    requests = [request(2, name, (place % 2,)) for place, name in enumerate(THOUGHTS)]
+    judgements = judge.judge(requests)
+    at_once = "ok" if verdicts.startswith("<") else "unfinished"
+    assert [judgement.status for judgement in judgements] == ["ok", "ok", "ok", at_once, "unfinished", "unfinished"]
+    said = [judgement.verdicts for judgement in judgements if not judgement.failed]
+    assert said == [(1, 0), (0, 1), (1, 0), (0, 1)][: len(said)]
+    assert all(len(judgement.probabilities) == 2 for judgement in judgements if not judgement.failed)
+    texts = [judge.decode(answer.tokens) for answer in judge.answer(requests)]
+    assert texts == [
+        THOUGHTS[name] + answer_text([int(verdict) for verdict in judgement.verdicts]) if judgement.verdicts else ""
+        for name, judgement in zip(THOUGHTS, judgements)
+    ]
+    assert {rows for rows, _, _ in engine.shapes} == {8}
+
+
+def test_broken_logits_of_thoughts_are_a_failure(processor):
+    settings = SETTINGS | {"mode": "constrained", "max_thought_tokens": 64}
+    judge = Judge(ScriptedEngine(processor, THOUGHTS.get, nan=True), processor, PROMPT, **settings)
+    assert judge.judge([request(2, "a")]) == [Judgement(None, 2, 0, "not_finite")]
+
+
 def test_paper_fidelity_pastes_raw_and_reads_as_the_authors_do(processor):
     engine = ScriptedEngine(processor, lambda response: "Judgement: <info1>0.5</info1>")
     judge = Judge(engine, processor, PROMPT, **SETTINGS, fidelity="paper")
@@ -282,6 +326,16 @@ def judge(model_dir, tmp_path_factory) -> Judge:
     mesh = make_mesh(devices=jax.devices()[:1])
     settings = SETTINGS | {"mode": "constrained", "prompt": wording, "max_prompt_tokens": 384, "dtype": jnp.float32}
     return load_judge(model_dir, mesh, **settings)
+
+
+@pytest.mark.parametrize("fields", [{"mode": "free"}, {}, {"max_thought_tokens": 8}], ids=str)
+def test_requests_that_have_no_room_are_refused_when_the_judge_is_loaded(model_dir, judge, fields):
+    """Not by the first of them in the middle of a rollout."""
+    mesh = make_mesh(devices=jax.devices()[:1])
+    settings = SETTINGS | {"mode": "constrained", "max_prompt_tokens": 10**10, "dtype": jnp.float32} | fields
+    with pytest.raises(UserError, match=r"requests of 10000000000 tokens: one re.*config\.judge\.max_prompt_tokens"):
+        load_judge(model_dir, mesh, **settings)
+    judge.check_room()
 
 
 def test_a_random_model_cannot_break_the_form_when_constrained(judge, processor):

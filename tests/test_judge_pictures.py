@@ -160,10 +160,10 @@ def test_the_same_response_is_judged_once_by_the_same_pictures_and_question():
     ]
     for request in (REQUEST, *others):
         judge.judge([request, request])
-        assert judge.metrics()["judge/cache_hit_rate"] == 0.5
+        assert judge.take_metrics()["judge/cache_hit_rate"] == 0.5
     assert len(inner.calls) == 5
     judge.judge([REQUEST, *others])
-    assert judge.metrics()["judge/cache_hit_rate"] == 1
+    assert judge.take_metrics()["judge/cache_hit_rate"] == 1
     assert inner.calls[5:] == [[]]
 
 

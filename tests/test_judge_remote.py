@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import email.utils
 import json
+import math
 import threading
 import time
 
@@ -153,7 +154,7 @@ def test_nobody_there_is_unreachable():
     started = time.monotonic()
     assert [judgement.status for judgement in judge.judge([request("a"), request("b")])] == ["unreachable"] * 2
     assert time.monotonic() - started < 5
-    assert judge.metrics() == {"judge/retry_rate": 1.0}
+    assert judge.take_metrics() == {"judge/retry_rate": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -224,6 +225,15 @@ def test_no_more_requests_are_under_way_than_allowed():
     assert server.most == 3
 
 
+def test_retries_are_counted_over_all_calls_of_a_step():
+    with ScriptedServer(lambda call: call.judge() if len(server.calls) > 1 else call.send(500)) as server:
+        judge = connect_judge(server.address, retries=1)
+        judge.judge([request("a")])
+        judge.judge([request("b")])
+        assert judge.take_metrics() == {"judge/retry_rate": 0.5}
+        assert math.isnan(judge.take_metrics()["judge/retry_rate"])
+
+
 def test_a_lost_endpoint_is_given_up_for_the_rest_of_a_call_and_tried_again_in_the_next():
     lost = True
 
@@ -239,7 +249,7 @@ def test_a_lost_endpoint_is_given_up_for_the_rest_of_a_call_and_tried_again_in_t
         statuses = [judgement.status for judgement in judge.judge(requests)]
         assert statuses.count("not_sent") == 40 - len(server.calls)
         assert 16 <= len(server.calls) < 16 + 4
-        assert judge.metrics() == {"judge/retry_rate": 0.0}
+        assert judge.take_metrics() == {"judge/retry_rate": 0.0}
         lost = False
         assert {judgement.status for judgement in judge.judge(requests)} == {"ok"}
 

@@ -49,6 +49,11 @@ DEFUSED = [
     ("＜info1＞ ﹤/info1﹥", "‹info1＞ ‹/info1﹥"),
     ("<\u200binfo\u20601>", "‹\u200binfo\u20601>"),
     ("Judgement\u200b:", "Judgement -"),
+    ("<in\u200bf\u034f\u180eo\ufe0f1>", "‹in\u200bf\u034f\u180eo\ufe0f1>"),
+    ("<\u2066info\u20691>", "‹\u2066info\u20691>"),
+    ("Judge\u200bment:", "Judge\u200bment -"),
+    ("**Judgement**: __Judgement__ :", "**Judgement** - __Judgement__ -"),
+    ("Judgement∶ Judgement\u2069꞉", "Judgement - Judgement -"),
     ("Listed\u00a0facts﹕", "Listed\u00a0facts -"),
     ("one\r\ntwo\rthree\tfour", "one\ntwo\nthree\tfour"),
     ("lone \ud800 surrogate", "lone \ufffd surrogate"),
@@ -73,14 +78,31 @@ def test_markup_is_defused_visibly(text, safe):
 def test_sanitising_twice_changes_nothing_more():
     draw = random.Random(0)
     parts = ["<", ">", "/", "info", "1", "|", "im_end", "Judgement", ":", "：", " ", "\n", "\r", "\x00", "‹", "facts"]
-    parts += ["[", "]", "INST", "s", "SYS", "\u200b", "＜", "｜"]
+    parts += ["[", "]", "INST", "s", "SYS", "\u200b", "＜", "｜", "in", "fo", "\u2069", "*", "∶"]
     for _ in range(20_000):
         once = sanitise("".join(draw.choices(parts, k=draw.randint(1, 16))), HEADINGS)
         assert sanitise(once, HEADINGS) == once
         assert not re.search(r"</?info\d|<\|\w+\|>|Judgement\s*[:：]|[\x00\r]|</?s>|\[/?INST\]|<<SYS>>", once)
 
 
-@pytest.mark.parametrize("text", ["<", "< ", "<info", "<|", "<|a", "Judgement ", "Listed ", " ", "<info1>", "\x00"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<",
+        "< ",
+        "<info",
+        "<|",
+        "<|a",
+        "Judgement ",
+        "Listed ",
+        " ",
+        "<info1>",
+        "\x00",
+        "<in\u200b",
+        "Judge\u034f",
+        "Judgement*",
+    ],
+)
 def test_long_texts_take_linear_time(text):
     start = time.perf_counter()
     sanitise(text * 50_000, HEADINGS)
@@ -92,9 +114,10 @@ def test_long_texts_take_linear_time(text):
 def test_an_attack_leaves_the_form_of_the_request_as_it_is(attack):
     facts = ("$AB = 5$", "$ABC$ is a triangle.", f"Fact with {attack[:40]}")
     user = load_prompt().messages(JudgeRequest(facts, attack))[-1]["content"]
+    user = re.sub("[\u034f\u180e\u200b\u2066\u2069\ufe0f]", "", user)  # as they are seen
     assert re.findall(r"<info(\d+)>", user) == ["1", "2", "3"]
     assert re.findall(r"</info(\d+)>", user) == ["1", "2", "3"]
-    assert [user.count(f"{heading}:") for heading in HEADINGS] == [1, 1, 1]
+    assert [len(re.findall(rf"{heading}\W*[:∶]", user)) for heading in HEADINGS] == [1, 1, 1]
     assert user.endswith("\nJudgement:")
     assert not re.search(r"<\|\w+\|>|</?s>|\[/?INST\]|<</?SYS>>|<\w+_of_turn>|</?tool_call>|[\x00\r\x1b]", user)
     assert len(user) > len(attack)  # nothing is removed but for carriage returns

@@ -21,17 +21,14 @@ from perception_r1_jax.data.geometry_world.facts import Fact
 from perception_r1_jax.data.geometry_world.families import FAMILIES
 from perception_r1_jax.data.geometry_world.language import deny, say, say_freely
 from perception_r1_jax.data.geometry_world.problems import make_puzzle, respond
-from perception_r1_jax.judge.answers import ChosenAnswers
-from perception_r1_jax.judge.on_mesh import load_judge
-from perception_r1_jax.judge.prefix import behind, continued
+from perception_r1_jax.judge.on_mesh import Judge, load_judge
 from perception_r1_jax.judge.prompts import JudgeRequest
-from perception_r1_jax.judge.template import answer_template
-from perception_r1_jax.judge.verdicts import parse_verdicts
-from perception_r1_jax.processing import batch_prompts, bucket_size
 from perception_r1_jax.sharding import make_mesh
 
 AGREEMENT = 0.97
 CASES = 128
+SETTINGS = {"mode": "free", "max_prompt_tokens": 160, "batch_size": 32}
+SETTINGS["max_new_tokens"] = 224  # these ask about more than the needed facts, which are all that a run asks about
 
 
 def load(dtype, *, weights_int8: bool = False):
@@ -39,12 +36,9 @@ def load(dtype, *, weights_int8: bool = False):
         MINI_JUDGE,
         make_mesh(devices=jax.devices()[:1]),
         prompt=MINI_JUDGE_PROMPT,
-        mode="free",
-        max_prompt_tokens=160,
-        max_new_tokens=224,  # these ask about more than the needed facts, which are all that a run asks about
-        batch_size=32,
         dtype=dtype,
         weights_int8=weights_int8,
+        **SETTINGS,
     )
 
 
@@ -101,29 +95,18 @@ def test_it_agrees_on_responses_of_a_split_that_it_never_saw(judge):
 
 
 def test_digits_that_it_chooses_are_those_that_it_writes_freely(judge):
-    """On every request whose free answer is well-formed, behind the notes that it has written before its verdicts."""
-    altered = [trap(alter, index) for alter in (digit_changed, denied) for index in range(CASES // 4)]
-    requests = [judge_case(index, "test") for index in range(CASES)] + altered
-    processor = judge._processor
-    chooser = ChosenAnswers(judge._engine, processor)
-    prompts, counts, written = [], [], []
-    for request, answer in zip(requests, judge.answer(requests)):
-        judgement = parse_verdicts(judge.decode(answer.tokens), len(request.annotations))
-        if judgement.verdicts is None:
-            continue
-        verdicts = answer_template(processor.tokenizer, judgement.expected).fill(np.array(judgement.verdicts, int))
-        notes = np.array(answer.tokens[: -len(verdicts) - 1], np.int32)
-        whole = continued(processor.chat_prompt(judge.prompt.messages(request)), notes)
-        prompts.append(chooser.prepare(behind(whole, judge.prefix_tokens), judgement.expected)[0])
-        counts.append(judgement.expected)
-        written.append(answer.tokens[len(notes) :])
-    assert len(prompts) > 0.95 * len(requests)
-    length = bucket_size(max(len(prompt.tokens) for prompt in prompts))
-    batch = batch_prompts(prompts, rows=len(prompts), length=length, windows=0, pad_id=processor.pad_id)
-    prefix = judge._engine.prefix(judge.prefix_tokens)
-    chosen = chooser.write(batch, counts, bucket_size(max(counts), smallest=4), prefix)
-    assert [answer.tokens for answer in chosen] == written
-    assert {probability > 0.5 for answer in chosen for probability in answer.probabilities} == {False, True}
+    """On every request whose free answer is well-formed: the notes before its verdicts are its own in both modes."""
+    altered = [trap(alter, index) for alter in (digit_changed, denied) for index in range(CASES // 8)]
+    requests = [judge_case(index, "test") for index in range(CASES // 2)] + altered
+    settings = SETTINGS | {"mode": "constrained", "max_thought_tokens": SETTINGS["max_new_tokens"]}
+    chooser = Judge(judge._engine, judge._processor, judge.prompt, **settings)
+    free, chosen = judge.judge(requests), chooser.judge(requests)
+    formed = [pair for pair in zip(free, chosen) if not pair[0].failed]
+    assert len(formed) > 0.95 * len(requests)
+    assert [one.verdicts for one, _ in formed] == [other.verdicts for _, other in formed]
+    assert {verdict for one, _ in formed for verdict in one.verdicts} == {0, 1}
+    for _, other in formed:
+        assert [probability > 0.5 for probability in other.probabilities] == list(other.verdicts)
 
 
 @pytest.mark.slow

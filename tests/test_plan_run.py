@@ -305,6 +305,11 @@ def test_a_judge_is_planned_behind_its_instruction():
     assert bytes_by_kind(judging["judge/choose 2"].given)[CACHE] == prefix
     train = next(program for program in programs if program.name == "train/update")
     assert bytes_by_kind(train.held)[JUDGE] == device_bytes(judging["judge/choose 2"].held[JUDGE]) + prefix
+    thinking, _ = run_programs(plan_of(**fields, judge__max_thought_tokens=32))
+    names = [program.name for program in thinking if program.name.startswith("judge/")]
+    assert [name for name in names if "thoughts" not in name] == list(judging)
+    written = {name.split("/")[2].split()[0] for name in names if name.startswith("judge/thoughts/")}
+    assert {"prefill", "decode"} < written
     free, _ = run_programs(plan_of(**fields, judge__mode="free"))
     names = [program.name for program in free if program.name.startswith("judge/")]
     assert names[0] == "judge/prefix"

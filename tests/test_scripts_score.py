@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from perception_r1_jax.errors import UserError
 from perception_r1_jax.judge.verdicts import Judgement
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "score.py"
@@ -88,6 +89,30 @@ def test_lines_that_cannot_be_read_are_named_and_counted(script, tmp_path, capsy
     messages = capsys.readouterr().err
     assert "line 8: the field 'answer' is missing" in messages
     assert "bad lines 10" in messages
+
+
+@pytest.mark.parametrize(
+    ("options", "fields"),
+    [
+        ([], {"prompt": "", "mode": "constrained", "max_thought_tokens": 0, "fidelity": "default"}),
+        (
+            ["--judge_mode", "free", "--judge_prompt", "words.json", "--judge_max_thought_tokens", "9"],
+            {"prompt": "words.json", "mode": "free", "max_thought_tokens": 9, "fidelity": "default"},
+        ),
+        (["--fidelity", "paper"], {"prompt": "", "mode": "free", "max_thought_tokens": 0, "fidelity": "paper"}),
+    ],
+)
+def test_the_judge_in_a_folder_is_as_the_options_say(script, tmp_path, monkeypatch, options, fields):
+    from perception_r1_jax.judge import on_mesh
+
+    def load_judge(path, **named):
+        assert (path, named) == (str(tmp_path), fields)
+        raise UserError("enough")
+
+    monkeypatch.setattr(on_mesh, "load_judge", load_judge)
+    with pytest.raises(SystemExit) as stop:
+        run(script, tmp_path, [], "--judge", str(tmp_path), *options)
+    assert stop.value.code == 2
 
 
 def test_a_judge_is_asked_where_no_output_is_recorded(script, tmp_path, monkeypatch):

@@ -63,6 +63,7 @@ def test_it_is_asked_by_score_py_and_stops_at_a_signal(served, tmp_path, monkeyp
         (["--model", "absent"], "--model absent: no such folder"),
         (["--model", ".", "--port", "70000"], "--port 70000: must be from 0 to 65535"),
         (["--model", ".", "--batch_size", "0"], "--batch_size 0: must be at least 1"),
+        (["--model", ".", "--max_thought_tokens", "-1"], "--max_thought_tokens -1: must be at least 0"),
         (["--model", ".", "--fidelity", "paper"], "--fidelity paper goes with --mode free"),
         ([], "--model"),
     ],
@@ -86,7 +87,19 @@ def test_an_address_that_is_taken_is_an_error_in_one_line(monkeypatch):
     class NoJudge:
         prompt = answer = read_messages = None
 
-    monkeypatch.setattr(on_mesh, "load_judge", lambda *_, **__: NoJudge())
+    asked = {}
+    monkeypatch.setattr(on_mesh, "load_judge", lambda *_, **fields: asked.update(fields) or NoJudge())
     with pytest.raises(SystemExit, match=r"error: --host no\.such\.host\.invalid --port 8000: cannot listen there"):
-        serve_judge.main(["--model", str(MINI_JUDGE), "--host", "no.such.host.invalid"])
+        serve_judge.main(
+            [
+                "--model",
+                str(MINI_JUDGE),
+                "--host",
+                "no.such.host.invalid",
+                "--weights_int8",
+                "--max_thought_tokens",
+                "7",
+            ]
+        )
+    assert (asked["weights_int8"], asked["max_thought_tokens"], asked["mode"]) == (True, 7, "constrained")
     assert "judge" not in [thread.name for thread in threading.enumerate()]

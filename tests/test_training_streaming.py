@@ -11,8 +11,11 @@ import time
 import pytest
 
 from perception_r1_jax.inference.call import Call as Decoding
+from perception_r1_jax.judge.call import AnyJudge, JudgeCall
 from perception_r1_jax.judge.on_mesh import MeshCall
+from perception_r1_jax.judge.prompts import load_prompt
 from perception_r1_jax.judge.remote import connect_judge
+from perception_r1_jax.judge.verdicts import Judgement
 from perception_r1_jax.records import Problem
 from perception_r1_jax.rewards.failures import RewardFailed
 from perception_r1_jax.rewards.grading import OK, Accuracy
@@ -83,6 +86,56 @@ def test_groups_may_come_in_any_order(streaming):
     assert [[judgement.expected for judgement in row] for row in judgements] == [[1, 1], [2, 2], [3, 3]]
     assert [[accuracy.value for accuracy in group.accuracy] for group in cheap] == [[1, 0]] * 3
     assert (grader.calls, whole.calls) == ([2, 4], [6])
+
+
+class MeshLikeJudge(AnyJudge):
+    """Judges within `add`, as one on the mesh does, where it runs `batch` first."""
+
+    prompt, parameters, compilations = load_prompt(), 0, 0
+
+    def __init__(self, batch):
+        self.batch = batch
+
+    def begin(self, judging=None, check=None):
+        return MeshLikeCall(self.batch)
+
+    def take_metrics(self):
+        return {}
+
+
+class MeshLikeCall(JudgeCall):
+    def __init__(self, batch):
+        self.batch, self.judgements = batch, []
+
+    def __exit__(self, *_):
+        pass
+
+    def add(self, requests):
+        self.batch()
+        self.judgements += [Judgement((1.0,) * one.expected, one.expected, one.expected, "ok") for one in requests]
+
+    def finish(self):
+        return self.judgements
+
+
+def test_cheap_rewards_are_computed_while_the_judge_runs():
+    """Neither can end without the other: the grader waits for the judge's batch to begin, and that for the grader."""
+    judging, grading = threading.Event(), threading.Event()
+
+    class WaitingGrader(Grader):
+        def score(self, items):
+            assert judging.wait(30), "the judge runs only after the cheap rewards"
+            grading.set()
+            return super().score(items)
+
+    def batch():
+        judging.set()
+        assert grading.wait(30), "the cheap rewards are computed only after the judge"
+
+    with make_stream(MeshLikeJudge(batch), grader=WaitingGrader()) as stream:
+        stream.add([0, 1, 2], TEXTS)
+        assert [len(row) for row in stream.judgements()] == [2, 2, 2]
+        assert len(stream.cheap()) == 3
 
 
 def test_without_a_judge_the_cheap_rewards_are_computed():

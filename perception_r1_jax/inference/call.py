@@ -74,7 +74,7 @@ class Call:
         self._generation, self._pools = generation, pools
         self._prefix = prefix
         self._key = replicate_key(mesh, key)
-        self._sampling = sampling
+        self._sampling = dataclasses.replace(sampling, stop_strings=())  # the host's alone: no program is made for them
         shards = mesh.shape["data"]
         self._prompts = programs.empty(shards, pools.prompts, prompt_tokens)
         self._pages = programs.empty(shards, pools.pages, pools.page_tokens)

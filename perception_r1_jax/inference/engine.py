@@ -191,7 +191,7 @@ class Engine:
         if prefix and sampling.repetition_penalty != 1:
             raise ValueError("a repetition penalty counts all tokens of a prompt; give whole prompts, no prefix.")
         shared = prefix.length if prefix else 0
-        pools = self.plan(prompts, samples, sampling, shared)
+        pools = self.plan(*prompts.tokens.shape, samples, sampling, shared)
         generation = Generation(prompts, samples, sampling, pools, self.shards, limits=limits, decode=decode)
         length, per_token = prompts.tokens.shape[1], token_bytes(self.config, self.cache_dtype)
         tokens = pools.tokens(length, self._recent_cost) + shared
@@ -239,7 +239,7 @@ class Engine:
             UserError: not even one row has room in the cache.
         """
         known = Between.of(between)
-        levels = self.choice_levels(prompts, known, prefix.length if prefix else 0)
+        levels = self.choice_levels(*prompts.tokens.shape, known, prefix.length if prefix else 0)
         with jax.set_mesh(self.mesh):
             choosing = Choosing(self.programs, self._loaded(), self.mesh, known, choice_ids)
             return choosing.run(prompts, counts, prefix, levels)
@@ -249,9 +249,11 @@ class Engine:
         """Programs compiled so far. All that prompts of one shape need are compiled with the first of them."""
         return self.programs.compilations
 
-    def choice_levels(self, prompts: PromptBatch, between: Between, prefix_tokens: int = 0) -> tuple[int, ...]:
-        """Numbers of rows that such a call of `choose` has programs for. Only shapes are read."""
-        rows, length = prompts.tokens.shape
+    def choice_levels(self, rows: int, length: int, between: Between, prefix_tokens: int = 0) -> tuple[int, ...]:
+        """Numbers of rows that a call of `choose` with so many prompts of so many tokens has programs for.
+
+        Only shapes are read. Raises as `choose`.
+        """
         budget = self._cache_tokens(self.serving.dtype) - prefix_tokens
         return row_levels(rows, self.shards, length + between.room, budget)
 
@@ -259,12 +261,12 @@ class Engine:
         """How many tokens a shard may hold keys and values of."""
         return self._cache_bytes * self.mesh.shape["tensor"] / token_bytes(self.config, dtype)
 
-    def plan(self, prompts: PromptBatch, samples: int, sampling: Sampling, prefix_tokens: int = 0) -> Pools:
-        """Sizes of the pools for such a call; arguments and errors as of `generate`. Only shapes are read."""
+    def plan(self, rows: int, length: int, samples: int, sampling: Sampling, prefix_tokens: int = 0) -> Pools:
+        """Sizes of the pools for a call of `generate` with so many prompts of so many tokens; raises as that does."""
         return plan_pools(
-            prompts=-(-len(prompts.lengths) // self.shards),
+            prompts=-(-rows // self.shards),
             samples=samples,
-            prompt_tokens=prompts.tokens.shape[1],
+            prompt_tokens=length,
             new_tokens=sampling.max_new_tokens,
             slots=self._slots,
             budget=self._cache_tokens(self.cache_dtype) - prefix_tokens,

@@ -1,7 +1,8 @@
-"""How a judge's answers come about: chosen digit by digit in a known text, or written freely."""
+"""How a judge's answers come about: chosen digit by digit, perhaps behind thoughts, or written freely."""
 
 from __future__ import annotations
 
+import bisect
 import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -10,16 +11,34 @@ import jax
 import numpy as np
 
 from perception_r1_jax.inference import Engine, Generated, Sampling
+from perception_r1_jax.inference.choices import Between
 from perception_r1_jax.judge.prefix import continued
 from perception_r1_jax.judge.template import answer_template
-from perception_r1_jax.judge.verdicts import NOT_FINITE, OK
+from perception_r1_jax.judge.verdicts import NOT_FINITE, OK, THOUGHTS_END, UNFINISHED, parse_verdicts
 from perception_r1_jax.models import Prefix
 from perception_r1_jax.processing import Processor, bucket_size
 from perception_r1_jax.records import Prompt, PromptBatch
 
 _PROBE_COUNT = 12  # numbers of one digit and of two
+# Where verdicts usually begin behind thoughts, so that no more is written; behind other blanks the whole answer is.
+_VERDICTS_BEGIN = tuple(f"{THOUGHTS_END}{blank}<" for blank in ("", " ", "\n", "\n\n"))
 LEAST_DIGITS = 4
 """Answers with fewer have the programs of so many."""
+
+
+class Batching(NamedTuple):
+    """How the prompts of a bucket are run.
+
+    Attributes:
+        stack: `batch_prompts` with all of the bucket's sizes, of which `length` may be given anew.
+        prefix: what all of them begin with, None for nothing.
+        check: called between stretches of decoding, of which only a text that is not known has several; what it raises
+            ends the answers.
+    """
+
+    stack: Callable[..., PromptBatch]
+    prefix: Prefix | None
+    check: Callable[[], None]
 
 
 class Answer(NamedTuple):
@@ -62,22 +81,19 @@ class ChosenAnswers:
         """The prompt to run for an answer of so many verdicts, up to the first digit, and the answer's bucket."""
         return continued(prompt, self._template(count).opening), bucket_size(count, smallest=LEAST_DIGITS)
 
-    def write(
-        self,
-        prompts: PromptBatch,
-        counts: Sequence[int],
-        bucket: int,
-        prefix: Prefix | None,
-        check: Callable[[], None],
-    ) -> list[Answer]:
-        """Answers to the first prompts of a batch, of so many verdicts each; all of one bucket.
+    def check_room(self, rows: int, length: int, answer_tokens: int, prefix_tokens: int) -> None:
+        """Raises `UserError` unless prompts of so many tokens, and answers to them, have room in the cache."""
+        probe = self._template(_PROBE_COUNT)
+        bucket = bucket_size(max(answer_tokens * _PROBE_COUNT // len(probe.tokens), 1), smallest=LEAST_DIGITS)
+        known = Between.of(self._template(bucket).between)
+        self._engine.choice_levels(rows, length + len(probe.opening), known, prefix_tokens)
 
-        `check` is called between stretches of decoding, of which only a free answer has several.
-        """
-        template = self._template(bucket)
-        digits = np.ones(len(prompts.lengths), int)
+    def write(self, prompts: Sequence[Prompt], counts: Sequence[int], bucket: int, batching: Batching) -> list[Answer]:
+        """Answers to prompts of one bucket, of so many verdicts each."""
+        template, batch = self._template(bucket), batching.stack(prompts)
+        digits = np.ones(len(batch.lengths), int)
         digits[: len(counts)] = counts
-        chosen = self._engine.choose(prompts, template.between, digits, template.choice_ids, prefix=prefix)
+        chosen = self._engine.choose(batch, template.between, digits, template.choice_ids, prefix=batching.prefix)
         return [self._fill(logits[:count]) for logits, count in zip(chosen.logits, counts)]
 
     def _fill(self, logits: np.ndarray) -> Answer:
@@ -90,6 +106,70 @@ class ChosenAnswers:
         return Answer((*tokens.tolist(), self._stop_id), True, OK, tuple(probabilities.tolist()))
 
 
+class ThoughtAnswers:
+    """The model writes its thoughts up to `</think>`, greedily, and chooses the digits behind them.
+
+    Attributes:
+        finer: as of `ChosenAnswers`.
+    """
+
+    finer = 1
+
+    def __init__(self, engine: Engine, processor: Processor, max_thought_tokens: int):
+        """Raises as `ChosenAnswers`."""
+        self._max_thought_tokens = max_thought_tokens
+        self._thoughts = FreeAnswers(engine, processor, max_thought_tokens, stop_strings=_VERDICTS_BEGIN)
+        self._chosen, self._decode = ChosenAnswers(engine, processor), processor.decode
+
+    def prepare(self, prompt: Prompt, count: int) -> tuple[Prompt, int]:
+        """As of `ChosenAnswers`, but that the answer's opening comes behind the thoughts."""
+        return prompt, self._chosen.prepare(prompt, count)[1]
+
+    def check_room(self, rows: int, length: int, answer_tokens: int, prefix_tokens: int) -> None:
+        """As of `ChosenAnswers`."""
+        self._thoughts.check_room(rows, length, self._max_thought_tokens, prefix_tokens)
+        longest = bucket_size(length + self._max_thought_tokens, finer=self._chosen.finer)
+        self._chosen.check_room(rows, longest, answer_tokens, prefix_tokens)
+
+    def write(self, prompts: Sequence[Prompt], counts: Sequence[int], bucket: int, batching: Batching) -> list[Answer]:
+        """As of `ChosenAnswers`, thoughts included; "unfinished" where they have no end within their limit."""
+        written = self._thoughts.write(prompts, counts, bucket, batching)
+        thoughts = [self._thought(answer, count) for answer, count in zip(written, counts)]
+        ended = [row for row, thought in enumerate(thoughts) if thought is not None]
+        answers = [no_answer(UNFINISHED if answer.status == OK else answer.status) for answer in written]
+        if ended:
+            prompts = [continued(prompts[row], np.array(thoughts[row], np.int32)) for row in ended]
+            chosen = self._choose(prompts, [counts[row] for row in ended], bucket, batching)
+            for row, answer in zip(ended, chosen):
+                answers[row] = answer._replace(tokens=thoughts[row] + answer.tokens) if answer.tokens else answer
+        return answers
+
+    def _choose(
+        self, prompts: Sequence[Prompt], counts: Sequence[int], bucket: int, batching: Batching
+    ) -> list[Answer]:
+        """Answers behind thoughts: the longest prompt decides on the length of all."""
+        opened = [self._chosen.prepare(prompt, count)[0] for prompt, count in zip(prompts, counts)]
+        length = bucket_size(max(len(prompt.tokens) for prompt in opened), finer=self._chosen.finer)
+        longer = batching._replace(stack=functools.partial(batching.stack, length=length))
+        return self._chosen.write(opened, counts, bucket, longer)
+
+    def _thought(self, answer: Answer, count: int) -> tuple[int, ...] | None:
+        """What stands before the verdicts: the tokens up to `</think>` and blanks behind it; None without an end.
+
+        A judge that has written its verdicts at once, well-formed, has thought nothing.
+        """
+        tokens = answer.tokens
+        begun = bisect.bisect_left(range(len(tokens) + 1), True, key=lambda size: self._answers_after(tokens[:size]))
+        if begun <= len(tokens):
+            return tokens[: begun - 1]
+        at_once = answer.stopped and parse_verdicts(self._decode(tokens), count).status == OK
+        return () if at_once else None
+
+    def _answers_after(self, tokens: Sequence[int]) -> bool:
+        """Whether something follows the thoughts in these tokens."""
+        return bool(self._decode(tokens).partition(THOUGHTS_END)[2].strip())
+
+
 class FreeAnswers:
     """The model writes what it likes, greedily.
 
@@ -99,32 +179,37 @@ class FreeAnswers:
 
     finer = 1
 
-    def __init__(self, engine: Engine, processor: Processor, max_new_tokens: int):
-        self._engine = engine
+    def __init__(
+        self, engine: Engine, processor: Processor, max_new_tokens: int, *, stop_strings: tuple[str, ...] = ()
+    ):
+        self._engine, self._decode = engine, processor.decode
         self._sampling = Sampling(
             max_new_tokens=max_new_tokens,
             stop_ids=processor.stop_ids,
             pad_id=processor.pad_id,
             temperature=0.0,
             banned_ids=processor.banned_ids,
+            stop_strings=stop_strings,
         )
 
     def prepare(self, prompt: Prompt, count: int) -> tuple[Prompt, int]:
         """As of `ChosenAnswers`: nothing of the answer is known, and its bucket is its limit."""
         return prompt, self._sampling.max_new_tokens
 
-    def write(
-        self,
-        prompts: PromptBatch,
-        counts: Sequence[int],
-        bucket: int,
-        prefix: Prefix | None,
-        check: Callable[[], None],
-    ) -> list[Answer]:
-        """As of `ChosenAnswers`; what `check` raises ends it."""
-        key = jax.random.key(0)  # greedy: never drawn from
+    def check_room(self, rows: int, length: int, answer_tokens: int, prefix_tokens: int) -> None:
+        """As of `ChosenAnswers`; an answer has as many tokens as it may have."""
+        self._engine.plan(rows, length, 1, self._sampling, prefix_tokens)
+
+    def write(self, prompts: Sequence[Prompt], counts: Sequence[int], bucket: int, batching: Batching) -> list[Answer]:
+        """As of `ChosenAnswers`."""
         generated = self._engine.generate(
-            prompts, 1, self._sampling, key, prefix=prefix, on_progress=lambda finished: check()
+            batching.stack(prompts),
+            1,
+            self._sampling,
+            jax.random.key(0),  # greedy: never drawn from
+            prefix=batching.prefix,
+            decode=self._decode,
+            on_progress=lambda finished: batching.check(),
         )
         return [_written(generated, row) for row in range(len(counts))]
 

@@ -28,7 +28,7 @@ class CachedJudge(AnyJudge):
     def __init__(self, judge: AnyJudge, size: int):
         self._judge, self._size = judge, size
         self._kept: OrderedDict[bytes, Judgement] = OrderedDict()
-        self._last: CachedCall | None = None
+        self._asked = self._sent = 0
         self.prompt, self.parameters = judge.prompt, judge.parameters
 
     @property
@@ -43,8 +43,11 @@ class CachedJudge(AnyJudge):
 
     def begin(self, judging: Judging = nullcontext, check: Callable[[], None] = never_stop) -> CachedCall:
         """As of `AnyJudge`; pairs that are the same within the call are asked about once."""
-        self._last = CachedCall(self, self._judge.begin(judging, check))
-        return self._last
+        return CachedCall(self, self._judge.begin(judging, check))
+
+    def count(self, asked: int, sent: int) -> None:
+        """Takes in how many requests a call was asked, and how many of them it has passed on."""
+        self._asked, self._sent = self._asked + asked, self._sent + sent
 
     def look_up(self, key: bytes) -> Judgement | None:
         """The judgement kept of a pair; None where there is none."""
@@ -59,9 +62,11 @@ class CachedJudge(AnyJudge):
         if len(self._kept) > self._size:
             self._kept.popitem(last=False)
 
-    def metrics(self) -> dict[str, float]:
-        """Of the last call: the share of what was asked that was not passed on, and the judge's own metrics."""
-        return {"judge/cache_hit_rate": self._last.hit_rate if self._last else math.nan, **self._judge.metrics()}
+    def take_metrics(self) -> dict[str, float]:
+        """As of `AnyJudge`: the share of what was asked that was not passed on, and the judge's own metrics."""
+        hit_rate = 1 - self._sent / self._asked if self._asked else math.nan
+        self._asked = self._sent = 0
+        return {"judge/cache_hit_rate": hit_rate, **self._judge.take_metrics()}
 
 
 class CachedCall(JudgeCall):
@@ -72,12 +77,6 @@ class CachedCall(JudgeCall):
         self._cache, self._call = cache, call
         self._keys: list[bytes] = []
         self._known: dict[bytes, Judgement | None] = {}  # None until it is judged
-        self._asked = self._sent = 0
-
-    @property
-    def hit_rate(self) -> float:
-        """The share of the requests with something to ask that was not passed on."""
-        return 1 - self._sent / self._asked if self._asked else math.nan
 
     def __enter__(self) -> CachedCall:
         self._call.__enter__()
@@ -90,11 +89,10 @@ class CachedCall(JudgeCall):
         """As of `JudgeCall`."""
         keyed = [(_key(request), request) for request in requests]
         self._keys += (key for key, _ in keyed)
-        self._asked += sum(request.expected > 0 for request in requests)
         new = {key: request for key, request in keyed if key not in self._known}
         self._known |= {key: self._cache.look_up(key) for key in new}
         fresh = [request for key, request in new.items() if self._known[key] is None]
-        self._sent += sum(request.expected > 0 for request in fresh)
+        self._cache.count(*(sum(request.expected > 0 for request in each) for each in (requests, fresh)))
         self._call.add(fresh)
 
     def finish(self) -> list[Judgement]:

@@ -57,5 +57,5 @@ class AnyJudge(abc.ABC):
             return call.finish()
 
     @abc.abstractmethod
-    def metrics(self) -> dict[str, float]:
-        """Of the last call, named "judge/..._rate"."""
+    def take_metrics(self) -> dict[str, float]:
+        """Of all calls since they were taken last, named "judge/..._rate"."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from perception_r1_jax.judge.verdicts import NONE, OK
+
+_RATE = "judge/failure_rate"
 
 
 def judge_metrics(statuses: Iterable[str]) -> dict[str, float]:
@@ -17,4 +19,12 @@ def judge_metrics(statuses: Iterable[str]) -> dict[str, float]:
     counts = Counter(statuses)
     asked = counts.total() - counts[NONE]
     rate = (asked - counts[OK]) / asked if asked else math.nan
-    return {f"judge/{status}": count for status, count in sorted(counts.items())} | {"judge/failure_rate": rate}
+    return {f"judge/{status}": count for status, count in sorted(counts.items())} | {_RATE: rate}
+
+
+def all_failed(metrics: Mapping[str, float]) -> str:
+    """The reasons, for people, where every judgement of these `judge_metrics` has failed; "" where one has not."""
+    if metrics[_RATE] != 1:
+        return ""
+    counts = {name.removeprefix("judge/"): count for name, count in metrics.items() if name != _RATE}
+    return ", ".join(f"{status} {count}" for status, count in counts.items() if status != NONE)

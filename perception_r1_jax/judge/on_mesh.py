@@ -1,7 +1,7 @@
 """The judge as a model on the mesh: requests in, judgements out, with the engine that also makes the rollouts.
 
 Two modes. "constrained": the engine writes the fixed text of the answer and the model only chooses each digit, so the
-answer is always well-formed. "free": the model writes the answer. Both read the resulting text with the same parser.
+answer is always well-formed; it may think before. "free": the model writes the answer. One parser reads both.
 
 The instruction that all requests begin with is computed once, with the first of them, and kept.
 """
@@ -26,7 +26,7 @@ from perception_r1_jax.errors import UserError
 from perception_r1_jax.host_memory import check_host_memory
 from perception_r1_jax.inference import Engine
 from perception_r1_jax.inference.engine import CACHE_MEMORY, WEIGHTS_MEMORY
-from perception_r1_jax.judge.answers import Answer, ChosenAnswers, FreeAnswers, no_answer
+from perception_r1_jax.judge.answers import Answer, Batching, ChosenAnswers, FreeAnswers, ThoughtAnswers, no_answer
 from perception_r1_jax.judge.call import AnyJudge, JudgeCall, Judging, never_stop
 from perception_r1_jax.judge.pictures import AnyPrompt, AnyRequest, check_sees, load_any_prompt
 from perception_r1_jax.judge.prefix import PROBES, behind, shared_tokens
@@ -73,6 +73,7 @@ class Judge(AnyJudge):
         max_prompt_tokens: int,
         max_new_tokens: int,
         batch_size: int,
+        max_thought_tokens: int = 0,
         fidelity: str = "default",
     ):
         """Args as in `config.judge`; with fidelity "paper" texts are pasted in raw and answers read as the authors do.
@@ -91,10 +92,12 @@ class Judge(AnyJudge):
         self._fidelity, self._batch_size = fidelity, batch_size
         self._max_prompt_tokens, self._max_new_tokens = max_prompt_tokens, max_new_tokens
         self._see = functools.lru_cache(1)(self._see_pictures)  # a group's requests, one after another, share theirs
-        constrained = mode == "constrained"
-        self._answers = (
-            ChosenAnswers(engine, processor) if constrained else FreeAnswers(engine, processor, max_new_tokens)
-        )
+        if mode == "free":
+            self._answers = FreeAnswers(engine, processor, max_new_tokens)
+        elif max_thought_tokens:
+            self._answers = ThoughtAnswers(engine, processor, max_thought_tokens)
+        else:
+            self._answers = ChosenAnswers(engine, processor)
 
     @functools.cached_property
     def prefix_tokens(self) -> np.ndarray:
@@ -102,6 +105,18 @@ class Judge(AnyJudge):
         unlimited = dataclasses.replace(self._processor, max_prompt_tokens=None)
         requests = [self.prompt.request(problem, problem.question) for problem in PROBES]
         return shared_tokens([unlimited.chat_prompt(self._write(request)) for request in requests])
+
+    def check_room(self) -> None:
+        """Raises `UserError` unless the longest requests have room in the cache: no run is to end at one of them."""
+        shared = min(len(self.prefix_tokens), self._max_prompt_tokens - 1)
+        longest = self._max_prompt_tokens - shared
+        try:
+            self._answers.check_room(self._batch_size, longest, self._max_new_tokens, shared)
+        except UserError as error:
+            raise UserError(
+                f"the judge may get requests of {self._max_prompt_tokens} tokens: {error} The judge's limits are "
+                "config.judge.max_prompt_tokens, max_thought_tokens and max_new_tokens."
+            ) from error
 
     @functools.cached_property
     def _prefix(self) -> Prefix:
@@ -116,7 +131,8 @@ class Judge(AnyJudge):
 
         A request without annotations, or without a picture for a judge that sees, is not asked ("none"). Failures:
         "too_long" (the prompt, which is never cut), "too_many" (verdicts for max_new_tokens), "bad_picture" (absent,
-        damaged, or not as many as the question has markers), "not_finite" (the model's logits).
+        damaged, or not as many as the question has markers), "not_finite" (the model's logits), "unfinished" (thoughts
+        without an end).
         """
         with self.begin() as call:
             call.add(requests)
@@ -135,7 +151,7 @@ class Judge(AnyJudge):
         """How many the model has."""
         return count_params(self._engine.config)
 
-    def metrics(self) -> dict[str, float]:
+    def take_metrics(self) -> dict[str, float]:
         """None beside those of its judgements."""
         return {}
 
@@ -176,15 +192,11 @@ class Judge(AnyJudge):
     def _answer(self, batch: Sequence[_Ask], check: Callable[[], None]) -> list[Answer]:
         """Answers to one batch of one bucket; rows past the batch's end are filler."""
         length, windows, answer_bucket, behind_prefix = batch[0].bucket
-        prompts = batch_prompts(
-            [ask.prompt for ask in batch],
-            rows=self._batch_size,
-            length=length,
-            windows=windows,
-            pad_id=self._processor.pad_id,
+        stack = functools.partial(
+            batch_prompts, rows=self._batch_size, length=length, windows=windows, pad_id=self._processor.pad_id
         )
-        prefix = self._prefix if behind_prefix else None
-        return self._answers.write(prompts, [ask.count for ask in batch], answer_bucket, prefix, check)
+        batching = Batching(stack, self._prefix if behind_prefix else None, check)
+        return self._answers.write([ask.prompt for ask in batch], [ask.count for ask in batch], answer_bucket, batching)
 
     def _read(self, answer: Answer, count: int) -> Judgement:
         if answer.status != OK:
@@ -253,6 +265,7 @@ def load_judge(
     sees: bool = False,
     mode: str = "constrained",
     max_prompt_tokens: int = 8192,
+    max_thought_tokens: int = 0,
     max_new_tokens: int = 512,
     batch_size: int = 16,
     min_pixels: int | None = None,
@@ -270,7 +283,7 @@ def load_judge(
 
     Raises:
         UserError: the judge is to see, and its model cannot; or the devices lack the memory that the weights are to lie
-            in. Also what reading model, tokenizer and prompt raises.
+            in, or that for the longest requests. Also what reading model, tokenizer and prompt raises.
     """
     mesh = make_mesh() if mesh is None else mesh
     if host_memory:
@@ -289,7 +302,7 @@ def load_judge(
         weights_int8=weights_int8,
     )
     engine.read(functools.partial(stream_params, directory, config), host_memory=host_memory)
-    return Judge(
+    judge = Judge(
         engine,
         Processor.from_directory(
             model_dir,
@@ -301,7 +314,10 @@ def load_judge(
         load_any_prompt(prompt, sees=sees),
         mode=mode,
         max_prompt_tokens=max_prompt_tokens,
+        max_thought_tokens=max_thought_tokens,
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         fidelity=fidelity,
     )
+    judge.check_room()
+    return judge

@@ -59,7 +59,7 @@ class RemoteJudge(AnyJudge):
         """Args as in `config.judge`; with fidelity "paper" texts are pasted in and answers read as the authors do."""
         self.prompt, self.model = prompt, model
         self._endpoint, self._max_new_tokens, self._fidelity = endpoint, max_new_tokens, fidelity
-        self._last: RemoteCall | None = None
+        self._sent = self._attempts = 0
 
     def begin(self, judging: Judging = contextlib.nullcontext, check: Callable[[], None] = never_stop) -> RemoteCall:
         """As of `AnyJudge`; as many requests at a time as the endpoint may have.
@@ -68,12 +68,16 @@ class RemoteJudge(AnyJudge):
         `Endpoint.ask`; "garbled" (an answer that is no chat completion); "too_long", "too_many" and "not_finite" where
         the server says so; "not_sent" (the endpoint was lost before).
         """
-        self._last = RemoteCall(self, self._endpoint, judging, check)
-        return self._last
+        return RemoteCall(self, self._endpoint, judging, check)
 
-    def metrics(self) -> dict[str, float]:
-        """Of the last call: attempts beyond the first per request sent; NaN where none was."""
-        sent, attempts = (self._last.sent, self._last.attempts) if self._last else (0, 0)
+    def count(self, attempts: int) -> None:
+        """Takes in how often a request was tried."""
+        self._sent, self._attempts = self._sent + 1, self._attempts + attempts
+
+    def take_metrics(self) -> dict[str, float]:
+        """As of `AnyJudge`: attempts beyond the first per request sent; NaN where none was."""
+        sent, attempts = self._sent, self._attempts
+        self._sent = self._attempts = 0
         return {"judge/retry_rate": (attempts - sent) / sent if sent else math.nan}
 
     def write(self, request: JudgeRequest) -> bytes:
@@ -92,15 +96,10 @@ class RemoteJudge(AnyJudge):
 
 
 class RemoteCall(JudgeCall):
-    """Requests that go out as soon as they are there, from a thread of this call.
-
-    Attributes:
-        sent, attempts: requests, and how often they were tried.
-    """
+    """Requests that go out as soon as they are there, from a thread of this call."""
 
     def __init__(self, judge: RemoteJudge, endpoint: Endpoint, judging: Judging, check: Callable[[], None]):
         """Args: whose call it is, whom it asks, and as of `AnyJudge.begin`."""
-        self.sent = self.attempts = 0
         self._judge, self._endpoint, self._judging, self._check = judge, endpoint, judging, check
         self._client = endpoint.client()
         self._loop = BackgroundLoop("judge", self._client.aclose)
@@ -135,7 +134,7 @@ class RemoteCall(JudgeCall):
             if self._in_vain >= self._lost:
                 return Reply(NOT_SENT, b"", 0, passing=True)
             reply = await self._endpoint.ask(self._client, "POST", CHAT, body)
-        self.sent, self.attempts = self.sent + 1, self.attempts + reply.attempts
+        self._judge.count(reply.attempts)
         self._in_vain = self._in_vain + 1 if reply.passing else 0
         return reply
 

@@ -12,20 +12,31 @@ from collections.abc import Sequence
 _NEW_LINE = re.compile(r"\r\n?")
 # All controls but tab and newline, and lone surrogates, which no tokenizer can encode.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
-# Space, and characters that are seen as nothing at all.
-_BLANK = r"[\s\u00ad\u200b-\u200f\u2060-\u2064\ufeff]"
+# Characters that are seen as nothing at all, as Unicode lists them (Default_Ignorable_Code_Point), and space.
+_UNSEEN = (
+    r"\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f"
+    r"\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
+)
+_BLANK = rf"[\s{_UNSEEN}]"
 _GAP = _BLANK + "{0,4}"
+
+
+def _unseen_between(word: str) -> str:
+    """A pattern of the word, with a few unseen characters between any two of its letters."""
+    return rf"[{_UNSEEN}]{{0,4}}".join(map(re.escape, word))
+
+
 # <info1>, </info1>, also with a few blanks or capitals; and chat templates' special tokens, which a server behind HTTP
 # would take at their word: <|im_end|> and the like, Llama's, Mistral's and Gemma's. Wide forms too, since some
 # tokenizers make them narrow. The bounds keep the search linear.
 _MARKUP = re.compile(
-    rf"[<＜﹤](?={_GAP}/?{_GAP}info{_GAP}[\d>＞﹥]|[|｜][\w\u2581.\-]{{1,64}}[|｜]>|</?SYS>>"
+    rf"[<＜﹤](?={_GAP}/?{_GAP}{_unseen_between('info')}{_GAP}[\d>＞﹥]|[|｜][\w\u2581.\-]{{1,64}}[|｜]>|</?SYS>>"
     r"|/?(?:s|unk|pad|bos|eos|start_of_turn|end_of_turn|tool_call|tool_response)>)"
     r"|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|gMASK)\])",
     re.IGNORECASE,
 )
 _HARMLESS = {"[": "\u2045"}  # a bracket with a quill; "<" in any width becomes a single guillemet
-_COLONS = "[:：﹕︓]"
+_COLONS = "[:：﹕︓∶꞉]"
 
 
 def sanitise(text: str, headings: Sequence[str] = ()) -> str:
@@ -36,11 +47,11 @@ def sanitise(text: str, headings: Sequence[str] = ()) -> str:
         headings: the prompt's section headings without their colons, as `JudgePrompt.headings` gives them.
 
     Line ends become newlines, controls become U+FFFD, the "<" of markup becomes a single guillemet, the "[" of a
-    special token a bracket with a quill, and the colon after a heading's words, in any case and anywhere, a dash.
+    special token a bracket with a quill, and the colon after a heading's words (any case, bold too) a dash.
     """
     text = _CONTROL.sub("\ufffd", _NEW_LINE.sub("\n", text))
     text = _MARKUP.sub(lambda match: _HARMLESS.get(match[0], "\u2039"), text)
     if not headings:
         return text
-    words = "|".join(f"{_BLANK}+".join(map(re.escape, heading.split())) for heading in headings)
-    return re.sub(rf"({words}){_BLANK}*{_COLONS}", r"\1 -", text, flags=re.IGNORECASE)
+    words = "|".join(f"{_BLANK}+".join(map(_unseen_between, heading.split())) for heading in headings)
+    return re.sub(rf"((?:{words})[*_]{{0,4}}){_BLANK}*{_COLONS}", r"\1 -", text, flags=re.IGNORECASE)

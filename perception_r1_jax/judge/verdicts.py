@@ -15,6 +15,7 @@ from collections.abc import Sequence
 OK, NONE = "ok", "none"
 EMPTY, UNREADABLE, REPEATED, EXTRA, MISSING = "empty", "unreadable", "repeated", "extra", "missing"
 TOO_LONG, TOO_MANY, NOT_FINITE, BAD_PICTURE = "too_long", "too_many", "not_finite", "bad_picture"
+UNFINISHED = "unfinished"
 
 # Contents without "<" keep both scans linear: no stretch of text is looked at for two opening tags.
 _ITEM = re.compile(r"<info([1-9][0-9]{0,5})>([^<]*)</info\1>")

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from perception_r1_jax.judge.verdicts import NOT_FINITE, TOO_LONG, TOO_MANY
+from perception_r1_jax.judge.verdicts import NOT_FINITE, TOO_LONG, TOO_MANY, UNFINISHED
 
 CHAT, MODELS = "/chat/completions", "/models"
 """Where requests for an answer and for the list of models go, after an address such as http://localhost:8000/v1."""
@@ -19,6 +19,7 @@ ERROR_CODES = {
     "context_length_exceeded": TOO_LONG,
     "too_many_annotations": TOO_MANY,
     "logits_not_finite": NOT_FINITE,
+    "thoughts_unfinished": UNFINISHED,
 }
 """`error.code` of an answer that is an error -> status of the judgement. The first is OpenAI's, the others are ours."""
 

@@ -49,7 +49,7 @@ def choosing_programs(calls: ChoiceCalls) -> Iterator[Program]:
     held = join(calls.beside, {calls.kind: params, CACHE: prefix})
     if prefix:
         yield prefix_program(calls.name, calls.engine, calls.kind, calls.prefix_tokens, held)
-    for rows in calls.engine.choice_levels(calls.prompts, calls.between, calls.prefix_tokens):
+    for rows in calls.engine.choice_levels(*calls.prompts.tokens.shape, calls.between, calls.prefix_tokens):
         yield embed_program(calls.name, calls.engine, calls.kind, rows_of(calls.prompts, rows), held)
         yield _choose(calls, rows, held)
 
@@ -60,9 +60,14 @@ def choosing_cache_bytes(calls: ChoiceCalls) -> int:
     Raises:
         UserError: as `Engine.choice_levels`.
     """
-    engine, length = calls.engine, calls.prompts.tokens.shape[1] + calls.between.room
-    rows = engine.choice_levels(calls.prompts, calls.between, calls.prefix_tokens)[-1] // engine.shards
-    own = rows * length * token_bytes(engine.config, engine.serving.dtype) // engine.mesh.shape["tensor"]
+    engine, (rows, length) = calls.engine, calls.prompts.tokens.shape
+    most = engine.choice_levels(rows, length, calls.between, calls.prefix_tokens)[-1] // engine.shards
+    own = (
+        most
+        * (length + calls.between.room)
+        * token_bytes(engine.config, engine.serving.dtype)
+        // engine.mesh.shape["tensor"]
+    )
     return own + device_bytes(prefix_shapes(engine, calls.prefix_tokens))
 
 

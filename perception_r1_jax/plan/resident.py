@@ -15,7 +15,7 @@ from perception_r1_jax.models import ModelConfig
 from perception_r1_jax.plan.choosing import ChoiceCalls, choosing_cache_bytes
 from perception_r1_jax.plan.programs import CACHE, device_bytes
 from perception_r1_jax.plan.run import PlannedRun, held_while_drawing, judge_calls, kept_of_judge, plan_models
-from perception_r1_jax.plan.serving import served_params, serving_held
+from perception_r1_jax.plan.serving import Calls, served_params, serving_held
 from perception_r1_jax.plan.topologies import GIB, LOCAL, Target
 
 POLICY, OPTIMIZER, ROLLOUTS, ROLLOUT_CACHE, JUDGE, JUDGE_CACHE = (
@@ -83,9 +83,10 @@ def together(run: PlannedRun) -> dict[str, dict[str, int]]:
 
 def _judge_cache(run: PlannedRun) -> int:
     """At the limits of the config; nothing where these have no room, as shorter requests may have."""
-    calls = judge_calls(run)
     with contextlib.suppress(UserError):
-        if isinstance(calls, ChoiceCalls):
-            return choosing_cache_bytes(calls)
-        return device_bytes(serving_held(calls)[CACHE])
+        return max(map(_cache_bytes, judge_calls(run)))
     return 0
+
+
+def _cache_bytes(calls: Calls | ChoiceCalls) -> int:
+    return choosing_cache_bytes(calls) if isinstance(calls, ChoiceCalls) else device_bytes(serving_held(calls)[CACHE])

@@ -141,7 +141,7 @@ def stored_params(model: ModelConfig, mesh: Mesh, dtype) -> Params:
 def run_programs(run: PlannedRun) -> tuple[list[Program], list[str]]:
     """All programs of a run, in the order in which they first run, and what keeps some from being made."""
     programs, problems = [], []
-    calls = [judge_calls(run)] if run.judging else []
+    calls = judge_calls(run) if run.judging else []
     calls.append(_rollout_calls(run))
     if run.config.evaluation.split:
         calls.append(_evaluation_calls(run))
@@ -211,27 +211,33 @@ def _evaluation_calls(run: PlannedRun) -> Calls:
     )
 
 
-def judge_calls(run: PlannedRun) -> Calls | ChoiceCalls:
+def judge_calls(run: PlannedRun) -> list[Calls | ChoiceCalls]:
     """How the judge is asked, at its limits."""
     judge, prefix = run.config.judge, shapes.judge_prefix_tokens(run.config)
     windows = bucket_size(run.config.rollout.window_buckets[-1], smallest=4) if judge.sees else 0
-    prompts = shapes.prompt_shapes(run.judge, judge.batch_size, judge.max_prompt_tokens - prefix, windows)
+    length, thoughts = judge.max_prompt_tokens - prefix, judge.max_thought_tokens
     beside = join({**_kept(run), JUDGE: None}, held_while_drawing(run) if judge.streaming else {})
-    if judge.mode == "constrained":
-        between = shapes.between_verdicts(1 if judge.sees else judge.max_new_tokens)
-        return ChoiceCalls("judge", run.judging, JUDGE, prompts, between, shapes.CHOICE_IDS, prefix, beside)
-    return Calls(
+    written = Calls(
         name="judge",
         engine=run.judging,
         stored=None,  # read one after another
         kind=JUDGE,
-        prompts=prompts,
+        prompts=shapes.prompt_shapes(run.judge, judge.batch_size, length, windows),
         samples=1,
         sampling=shapes.greedy(run.judge, judge.max_new_tokens),
         beside=beside,
         beside_load={},
         prefix_tokens=prefix,
     )
+    if judge.mode == "free":
+        return [written]
+    between = shapes.between_verdicts(1 if judge.sees else judge.max_new_tokens)
+    behind = shapes.prompt_shapes(run.judge, judge.batch_size, length + thoughts, windows)
+    chosen = ChoiceCalls("judge", run.judging, JUDGE, behind, between, shapes.CHOICE_IDS, prefix, beside)
+    if not thoughts:
+        return [chosen]
+    sampling = shapes.greedy(run.judge, thoughts)
+    return [dataclasses.replace(written, name="judge/thoughts", sampling=sampling), chosen]
 
 
 def _train_step(run: PlannedRun) -> list[Program]:

@@ -138,7 +138,7 @@ class _Serving:
     def __init__(self, calls: Calls):
         self._calls, self._engine, self._mesh = calls, calls.engine, calls.engine.mesh
         self._params = served_params(calls.engine)
-        self._pools = calls.engine.plan(calls.prompts, calls.samples, calls.sampling, calls.prefix_tokens)
+        self._pools = calls.engine.plan(*calls.prompts.tokens.shape, calls.samples, calls.sampling, calls.prefix_tokens)
         self._prefix = prefix_shapes(calls.engine, calls.prefix_tokens)
         self._length = calls.prompts.tokens.shape[1]
         self._prompts = self._pool(self._pools.prompts, self._length)

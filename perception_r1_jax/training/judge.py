@@ -70,6 +70,7 @@ def _load(config: ConfigDict, directory: Path, mesh: Mesh) -> AnyJudge:
         sees=settings.sees,
         mode=settings.mode,
         max_prompt_tokens=settings.max_prompt_tokens,
+        max_thought_tokens=settings.max_thought_tokens,
         max_new_tokens=settings.max_new_tokens,
         batch_size=settings.batch_size,
         min_pixels=config.model.min_pixels,

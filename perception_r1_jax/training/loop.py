@@ -15,7 +15,7 @@ from perception_r1_jax.evaluation.compare import result_fields
 from perception_r1_jax.evaluation.shown import comparison_table
 from perception_r1_jax.inference.rollout import bucketed_batch, roll_out, rollout_metrics
 from perception_r1_jax.judge.flips import flip_verdicts
-from perception_r1_jax.judge.metrics import judge_metrics
+from perception_r1_jax.judge.metrics import all_failed, judge_metrics
 from perception_r1_jax.judge.verdicts import Judgement
 from perception_r1_jax.records import Problem, PromptBatch, Rollout
 from perception_r1_jax.rewards.accuracy import AccuracyPool
@@ -107,6 +107,10 @@ def take_steps(run: Run, stop: StopRequest) -> bool:
             shown = {short: metrics[name] for short, name in LINE.items()}
             console.print(format_line(step, config.steps, shown, list(LINE)))
             advance(rewards)
+            if reasons := all_failed({name: value for name, value in rewards.items() if name.startswith("judge/")}):
+                console.print(
+                    f"step {step}: every judgement has failed ({reasons}); docs/judge.md says what each means."
+                )
             run.step = step
             if stop.agreed():
                 return _stop_after(run, step, metrics)
@@ -244,7 +248,7 @@ def run_metrics(run: Run) -> dict[str, float]:
         "compilations/policy": run.engine.compilations,
         "compilations/judge": run.judge.compilations if run.judge else 0,
         "compilations/train": run.train_step.compilations,
-        **(run.judge.metrics() if run.judge else {}),
+        **(run.judge.take_metrics() if run.judge else {}),
     }
 
 
