@@ -56,5 +56,7 @@ def test_key_heads_bound_the_split():
 def test_a_single_device_holds_all_or_says_what_is_missing():
     mesh = make_mesh(devices=jax.devices()[:1])
     assert serving_mesh(mesh, Serving(tiny.CONFIG, jnp.dtype(jnp.float32)), 1e9).shape["tensor"] == 1
-    with pytest.raises(UserError, match="Use more or larger devices, or a larger share"):
+    with pytest.raises(
+        UserError, match=r"Use more or larger devices, bfloat16 .* or a larger config.rollout.weights_memory"
+    ):
         serving_mesh(mesh, Serving(tiny.CONFIG, jnp.dtype(jnp.float32)), 1000.0)
