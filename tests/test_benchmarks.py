@@ -11,6 +11,7 @@ from benchmarks import measure, rollout, shape, workload
 from perception_r1_jax.inference import Engine, Sampling
 from perception_r1_jax.models import count_params, load_config
 from perception_r1_jax.processing import Processor
+from tests.small_shape import SMALL
 
 FIELDS = ["case", "ours", "peer", "unit", "ratio"]
 CASES = {
@@ -135,7 +136,8 @@ def test_peer_and_ours_do_the_same_work(checkpoints):
 
 
 @pytest.mark.parametrize("name", rollout.WORKLOADS)
-def test_quick_runs_write_the_documented_list(checkpoints, tmp_path, capsys, name):
+def test_quick_runs_write_the_documented_list(checkpoints, tmp_path, capsys, monkeypatch, name):
+    monkeypatch.setattr(shape, "STANDARD", SMALL)
     if name != "long_tail":
         pytest.importorskip("torch")
     out = tmp_path / "out.json"
@@ -154,6 +156,7 @@ def test_quick_runs_write_the_documented_list(checkpoints, tmp_path, capsys, nam
 
 
 def test_without_torch_there_is_no_peer(checkpoints, monkeypatch):
+    monkeypatch.setattr(shape, "STANDARD", SMALL)
     monkeypatch.setattr(rollout.importlib.util, "find_spec", lambda name: None)
     (case,) = rollout.plain(checkpoints, quick=True)
     assert case.ours > 0

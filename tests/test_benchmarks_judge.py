@@ -11,6 +11,7 @@ from benchmarks import judge as bench
 from benchmarks import shape, vllm_peer
 from benchmarks.rollout import load_peer
 from perception_r1_jax.judge.prompts import JudgeRequest
+from tests.small_shape import LAYERS, SMALL
 from tests.test_benchmarks import FIELDS
 from tests.test_benchmarks_vllm import kept  # noqa: F401  (a fixture)
 
@@ -20,17 +21,10 @@ CASES = {
 }
 
 
-LAYERS = 3
-
-
 @pytest.fixture(scope="module", autouse=True)
 def a_small_shape():
-    """The benchmark's own takes longer: here it is seen that everything runs."""
-    sizes = {"vocab_size": 4096, "num_hidden_layers": LAYERS}
-    tower = shape.STANDARD.fields["vision_config"] | {"depth": 1, "fullatt_block_indexes": [0]}
-    fields = {**shape.STANDARD.fields, **sizes, "vision_config": tower}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shape, "STANDARD", shape.Shape("small", shape.STANDARD.family, fields))
+        patch.setattr(shape, "STANDARD", SMALL)
         yield
 
 
