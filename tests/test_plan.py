@@ -126,6 +126,8 @@ def test_the_roofline_is_the_longest_of_three():
     assert (times.seconds, times.bound) == (8.0, "compute")
     assert times.mfu == pytest.approx(1.2e13 / (4 * 1e12 * 8.0))
     assert roofline(measured, dataclasses.replace(target, speed=None)) is None
+    hidden = roofline(dataclasses.replace(measured, useful_flops=8e13), target)  # in a kernel
+    assert (hidden.compute, hidden.bound, hidden.mfu) == (20.0, "compute", 1.0)
 
 
 def run_script(*arguments: str) -> subprocess.CompletedProcess:

@@ -12,7 +12,7 @@ class Roofline(NamedTuple):
     """Seconds, each of them with the device doing nothing else.
 
     Attributes:
-        compute: of products, in bfloat16.
+        compute: of products, in bfloat16; of those that are needed where the program shows fewer: some are in kernels.
         memory: of reading and writing the device's memory.
         links: of sending to other devices.
         mfu: useful operations over those that the devices could do in `seconds`.
@@ -39,8 +39,9 @@ def roofline(measured: Measured, target: Target) -> Roofline | None:
     cost, speed = measured.cost, target.speed
     if cost is None or speed is None:
         return None
+    done = max(cost.flops, measured.useful_flops / len(target.devices))
     times = (
-        cost.flops / speed.flops,
+        done / speed.flops,
         cost.bytes_moved / speed.memory,
         sum(cost.collective_bytes.values()) / speed.links,
     )
