@@ -16,64 +16,79 @@ from perception_r1_jax.judge.verdicts import parse_verdicts
 @pytest.mark.parametrize(
     ("annotation", "response", "note"),
     [
-        ("The length of AB is 12.", "BA is 12.", "AB is 12: BA is 12. AA=BB=12 12= 1"),
-        ("The length of AB is 12.", "AC is 12. Segment BA measures 21.", "AB is 12: BA measures 21. AA=BB=12 21/ 0"),
-        ("The length of AB is 12.", "CD is 12. AC is 5.", "AB is 12: AC is 5. AA=BC/12 5/ 0"),
-        ("The length of AB is 12.", "CA is 5. BD is 12.", "AB is 12: BD is 12. AB/BD/12 12= 0"),
-        ("The length of AB is 12.", "AB is not 12.", "AB is 12: AB is not 12. AA=BB=12 12= not 0"),
-        ("The length of AB is 12.", "AB is 12. BA = not 12.", "AB is 12: BA = not 12. AA=BB=12 12= not 0"),
-        ("The length of AB is 12.", "AB is 12. BA = 21.", "AB is 12: BA = 21. AA=BB=12 21/ 0"),
-        ("The length of AB is 12.", "Angle ABC is 12 degrees.", "AB is 12: no 0"),
-        ("The length of AB is 12.", "", "AB is 12: no 0"),
+        ("The length of AB is 12.", "BA is 12.", "BA is 12: AB is 12. AA=BB=12 12= <info1>="),
+        ("The length of AB is 12.", "Segment BA measures 21.", "BA measures 21: AB is 12. AA=BB=21 12/ <info1>/"),
+        ("The length of AB is 12.", "AC is 12.", "AC is 12: AB is 12. AA=CB/12 12= <info1>no"),
+        ("The length of AB is 12.", "CD is 5.", "CD is 5: AB is 12. CA/DB/5 12/ <info1>no"),
+        ("The length of AB is 12.", "AB is not 12.", "AB is not 12: AB is 12. AA=BB=12 12= not <info1>/"),
+        ("The length of AB is 12.", "AB is not 21.", "AB is not 21: AB is 12. AA=BB=21 12/ not <info1>no"),
+        ("The length of AB is 12.", "Angle ABC is 12 degrees.", "Angle ABC is 12: no"),
         (
             "Angle ABC measures 40 degrees.",
             "Angle CBA = 40 degrees.",
-            "Angle ABC measures 40: Angle CBA = 40. AA=BB=CC=40 40= 1",
+            "Angle CBA = 40: Angle ABC measures 40. AA=BB=CC=40 40= <info1>=",
         ),
         (
             "Angle ABC measures 40 degrees.",
             "Angle BCA = 40 degrees.",
-            "Angle ABC measures 40: Angle BCA = 40. AA=BC/CB/40 40= 0",
+            "Angle BCA = 40: Angle ABC measures 40. AA=CB/BC/40 40= <info1>no",
         ),
         (
             "AB is parallel to CD.",
             "DC and BA are parallel.",
-            "AB is parallel to CD: DC and BA are parallel. AA=BB=CC=DD= 1",
+            "DC and BA are parallel: AB is parallel to CD. AA=BB=CC=DD= <info1>=",
         ),
         (
             "AB is parallel to CD.",
             "AB is parallel to EF.",
-            "AB is parallel to CD: AB is parallel to EF. AA=BB=CE/DF/ 0",
-        ),
-        (
-            "AB is parallel to CD.",
-            "AB is parallel to EF. CD is parallel to AB.",
-            "AB is parallel to CD: CD is parallel to AB. AA=BB=CC=DD= 1",
+            "AB is parallel to EF: AB is parallel to CD. AA=BB=EC/FD/ <info1>no",
         ),
         (
             "Angle ABC is a right angle.",
             "Angle ABD is right.",
-            "Angle ABC is a right angle: Angle ABD is right. AA=BB=CD/ 0",
+            "Angle ABD is right: Angle ABC is a right angle. AA=BB=DC/ <info1>no",
         ),
         (
             "O is the center of the circle.",
             "The center of the circle is O.",
-            "O is the center: center of the circle is O. OO= 1",
+            "center of the circle is O: O is the center. OO= <info1>=",
         ),
     ],
 )
-def test_a_note_has_what_is_asked_a_quotation_of_what_is_most_like_it_both_side_by_side_and_the_verdict(
+def test_a_note_has_a_statement_the_annotation_most_like_it_both_side_by_side_and_what_follows(
     annotation, response, note
 ):
+    verdict = int(note.endswith("="))
     answer = judge_answer(JudgeRequest((annotation,), response))
-    assert answer == f"<think>\n1. {note}\n</think>\n<info1>{note[-1]}</info1>"
+    assert answer == f"<think>\n{note}\n</think>\n<info1>{verdict}</info1>"
+
+
+def test_notes_are_in_the_order_of_the_statements_each_about_what_is_most_like_it():
+    annotations = ("CD is parallel to AB.", "The length of BC is 7.", "The length of AB is 12.")
+    answer = judge_answer(JudgeRequest(annotations, "BA is 12. AB = 21. DC is parallel to BA. BC is 7."))
+    assert answer.split("\n") == [
+        "<think>",
+        "BA is 12: AB is 12. AA=BB=12 12= <info3>=",
+        "AB = 21: AB is 12. AA=BB=21 12/ <info3>/",
+        "DC is parallel to BA: CD is parallel to AB. AA=BB=CC=DD= <info1>=",
+        "BC is 7: BC is 7. BB=CC=7 7= <info2>=",
+        "</think>",
+        "<info1>1</info1>",
+        "<info2>1</info2>",
+        "<info3>0</info3>",
+    ]
+
+
+def test_nothing_is_noted_of_a_response_that_states_nothing():
+    assert judge_answer(JudgeRequest(("AB is 12.",), "")) == "<think>\n</think>\n<info1>0</info1>"
 
 
 @pytest.mark.parametrize("index", range(100))
 def test_verdicts_follow_from_the_notes_and_are_the_checkers(index):
     case = judge_case(index)
     answer = judge_answer(case)
-    notes = answer.partition("\n</think>\n")[0].split("\n")[1:]
+    findings = re.findall(r"<info(\d+)>(=|/|no)\n", answer.partition("</think>")[0])
     true = [reflected(annotation, case.response) for annotation in case.annotations]
-    assert [re.search(r"/| not? ", note) is None for note in notes] == true
+    said = ({finding for place, finding in findings if int(place) == number} for number in range(1, len(true) + 1))
+    assert ["=" in findings and "/" not in findings for findings in said] == true
     assert parse_verdicts(answer, len(true)).verdicts == tuple(map(float, true))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from perception_r1_jax.assets import MINI_JUDGE_PROMPT
 from perception_r1_jax.data.geometry_world.draw import render
@@ -64,10 +64,10 @@ ANNOTATIONS = 6
 DENIED = 0.3
 """Share of single statements that are turned into their opposite."""
 
-RETOLD = (5, 4, 1, 2, 0)
+RETOLD = (5, 4, 1, 2, 2)
 """How often a response states a fact, another one in its place, its opposite, nothing, and the fact and another one."""
 
-RETOLD_BADLY = (4, 3, 3, 2, 3)
+RETOLD_BADLY = (4, 3, 3, 2, 5)
 """The same where more is to be told apart."""
 
 TASKS = {"solve": 9, "look": 3, "describe": 2, "survey": 6, "read": 2, "probe": 4}
@@ -186,11 +186,15 @@ def _few_statements(split: str, rng: random.Random) -> str:
 
 
 def _nearly_stated(response: str, rng: random.Random) -> tuple[str, ...]:
-    """Annotations about what a response states or denies, as it is there or misread; none twice."""
+    """Annotations about what a response states or denies, as it is there or misread."""
     stated = [statement.fact for statement in statements(response)]
     drawn = [rng.choice(stated) for _ in range(rng.randint(1, ANNOTATIONS)) if stated]
-    asked = (rng.choice((fact, fact, fact, misread(fact, rng), _misread_names(fact, rng))) for fact in drawn)
-    return tuple(dict.fromkeys(map(say, asked)))
+    return _annotations(rng.choice((fact, fact, fact, misread(fact, rng), _misread_names(fact, rng))) for fact in drawn)
+
+
+def _annotations(facts: Iterable[Fact]) -> tuple[str, ...]:
+    """In words, one of each thing that they are about."""
+    return tuple(map(say, {fact.subject: fact for fact in facts}.values()))
 
 
 def _draw_puzzle(split: str, rng: random.Random) -> Puzzle:
@@ -210,12 +214,12 @@ def judge_case(index: int, split: str = "train", seed: int = 0) -> JudgeRequest:
 def _draw_case(split: str, rng: random.Random, retold: Sequence[int]) -> JudgeRequest:
     puzzle = _draw_puzzle(split, rng)
     shown = puzzle.figure.facts()
-    sentences = [sentence for fact in rng.sample(shown, len(shown)) for sentence in _retell(fact, rng, retold)]
-    response = respond(puzzle, sentences, rng)
+    sentences = [sentence for fact in shown for sentence in _retell(fact, rng, retold)]
+    response = respond(puzzle, rng.sample(sentences, len(sentences)), rng)
     if rng.random() < CUT:
         response = response[: rng.randrange(len(response))]
     listed = [*puzzle.needed, *(misread(fact, rng) for fact in shown if rng.random() < 0.3)]
-    return JudgeRequest(tuple(map(say, rng.sample(listed, len(listed)))), response)
+    return JudgeRequest(_annotations(rng.sample(listed, len(listed))), response)
 
 
 def _retell(fact: Fact, rng: random.Random, weights: Sequence[int]) -> list[str]:

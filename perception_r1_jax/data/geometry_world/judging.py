@@ -1,7 +1,9 @@
-"""What the small judge of the world should answer: for each annotation a note of what the response says, then verdicts.
+"""What the small judge of the world should answer: a note of each statement in the response, then verdicts.
 
 A small model does not find out from verdicts alone what to compare with what: many steps long nothing is better than a
-guess. In its notes it copies what it looks up, which is learned quickly, and compares what stands side by side.
+guess. In its notes it copies what it looks up, which is learned quickly, and compares what stands side by side. It goes
+through the response and not through the annotations: to see that something is said once is easier than that it is said
+twice, and who states two numbers of one side has seen neither.
 """
 
 from __future__ import annotations
@@ -21,17 +23,14 @@ SAME, OTHER = "=", "/"
 def judge_answer(request: JudgeRequest) -> str:
     """Notes in the manner of a reasoning model, and the checker's verdicts in the judge's form.
 
-    A note repeats an annotation and quotes the statement that is most like it. Then it goes through the letters and
-    the number of the annotation: each has beside it the one in its place in the quotation, and whether the two are the
-    same. The verdict follows.
+    A note quotes a statement and the annotation that is most like it. Then it goes through the letters and the number
+    of the statement: each has beside it the one in its place in the annotation, and whether the two are the same. Last
+    comes what this says of the annotation: it is stated, contradicted, or neither.
     """
-    verdicts = true_verdicts(request)
-    said = list(statements(request.response))
-    notes = (
-        f"{place}. {_note(read_statement(annotation), said)} {verdict}"
-        for place, (annotation, verdict) in enumerate(zip(request.annotations, verdicts), 1)
-    )
-    return "<think>\n" + "\n".join(notes) + "\n</think>\n" + answer_text(verdicts)
+    asked = [read_statement(annotation) for annotation in request.annotations]
+    said = sorted(statements(request.response), key=lambda statement: statement.start)
+    notes = "".join(f"{_note(statement, asked)}\n" for statement in said)
+    return f"<think>\n{notes}</think>\n{answer_text(true_verdicts(request))}"
 
 
 def true_verdicts(request: JudgeRequest) -> list[int]:
@@ -39,19 +38,26 @@ def true_verdicts(request: JudgeRequest) -> list[int]:
     return [int(reflected(annotation, request.response)) for annotation in request.annotations]
 
 
-def _note(asked: Statement, said: Sequence[Statement]) -> str:
-    same_kind = [statement for statement in said if statement.fact.kind == asked.fact.kind]
+def _note(said: Statement, asked: Sequence[Statement]) -> str:
+    same_kind = [annotation for annotation in asked if annotation.fact.kind == said.fact.kind]
     if not same_kind:
-        return f"{asked.words}: {NOTHING}"
-    nearest = max(same_kind, key=lambda statement: _likeness(asked.fact, statement))
-    pairs = zip(_parts(asked.fact), _parts(nearest.fact))
-    compared = "".join(_side_by_side(*pair) for pair in pairs)
-    return f"{asked.words}: {nearest.words}. {compared}{f' {NOT}' if nearest.denied else ''}"
+        return f"{said.words}: {NOTHING}"
+    nearest = max(same_kind, key=lambda annotation: _likeness(said.fact, annotation.fact))
+    compared = "".join(_side_by_side(*pair) for pair in zip(_parts(said.fact), _parts(nearest.fact)))
+    place = asked.index(nearest) + 1
+    finding = f"<info{place}>{_says(said, nearest.fact)}"
+    return f"{said.words}: {nearest.words}. {compared}{f' {NOT}' if said.denied else ''} {finding}"
 
 
-def _side_by_side(asked: str, found: str) -> str:
-    between = "" if asked.isalpha() else " "  # two numbers would read as one
-    return asked + between + found + (SAME if asked == found else OTHER)
+def _says(said: Statement, asked: Fact) -> str:
+    if said.contradicts(asked):
+        return OTHER
+    return SAME if said.fact == asked and not said.denied else NOTHING
+
+
+def _side_by_side(said: str, asked: str) -> str:
+    between = "" if said.isalpha() else " "  # two numbers would read as one
+    return said + between + asked + (SAME if said == asked else OTHER)
 
 
 def _parts(fact: Fact) -> tuple[str, ...]:
@@ -60,9 +66,7 @@ def _parts(fact: Fact) -> tuple[str, ...]:
     return letters if fact.value is None else (*letters, str(fact.value))
 
 
-def _likeness(fact: Fact, statement: Statement) -> tuple[int, ...]:
-    """Larger is more alike; names count before numbers, and of statements about the fact's subject a contradiction."""
-    same_subject = statement.fact.subject == fact.subject
-    letters, others = set("".join(fact.names)), set("".join(statement.fact.names))
-    telling = statement.contradicts(fact) if same_subject else statement.fact.value == fact.value
-    return same_subject, len(letters & others), telling
+def _likeness(one: Fact, other: Fact) -> tuple[int, ...]:
+    """Larger is more alike; names count before numbers."""
+    letters, others = set("".join(one.names)), set("".join(other.names))
+    return one.subject == other.subject, len(letters & others), one.value == other.value

@@ -76,12 +76,14 @@ class Statement:
     Attributes:
         fact: what is stated, or denied.
         words: the part of the text that says so; statements of the same in other words are equal.
+        start: where it stands in the text, in characters.
         denied: the text says that it is not so.
         concluded: it stands behind a "so", as a result of reasoning.
     """
 
     fact: Fact
     words: str = dataclasses.field(compare=False)
+    start: int = dataclasses.field(compare=False)
     denied: bool
     concluded: bool
 
@@ -135,4 +137,5 @@ def statements(text: str) -> Iterator[Statement]:
             names = tuple(parts[name] for name in ("a", "b") if parts.get(name))
             value = int(parts["value"]) if parts.get("value") else None
             inside = any(start <= match.start() < end for start, end in concluded)
-            yield Statement(make_fact(kind, names, value), match.group(), bool(parts["no"]), inside)
+            fact = make_fact(kind, names, value)
+            yield Statement(fact, match.group(), match.start(), bool(parts["no"]), inside)
