@@ -11,7 +11,7 @@ def get_config() -> ConfigDict:
     config.steps = 6000  # some 27 conversations each
     config.data.path = "geometry_world:judge"  # notes and verdicts
     config.model.path = "runs/mini_sft/judge_start"  # random weights, of the embedded judge's shapes
-    config.sft.row_tokens = 512  # several conversations
+    config.sft.row_tokens = 576  # one or two conversations; one in a hundred is longer, and left out
     config.sft.row_windows = 0  # no pictures
     config.sft.rows_per_step = 8  # rows
     return config

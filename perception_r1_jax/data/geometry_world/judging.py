@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from perception_r1_jax.data.geometry_world.checker import reflected
 from perception_r1_jax.data.geometry_world.facts import Fact
-from perception_r1_jax.data.geometry_world.language import Statement, read_statement, statements
+from perception_r1_jax.data.geometry_world.language import Statement, read_statement, say, statements
 from perception_r1_jax.judge.prompts import JudgeRequest
 from perception_r1_jax.judge.template import answer_text
 
@@ -23,7 +23,7 @@ SAME, OTHER = "=", "/"
 def judge_answer(request: JudgeRequest) -> str:
     """Notes in the manner of a reasoning model, and the checker's verdicts in the judge's form.
 
-    A note quotes a statement and the annotation that is most like it. Then it goes through the letters and the number
+    A note quotes a statement and the annotation that is most like it, up to its closing tag. Then it goes through the letters and the number
     of the statement: each has beside it the one in its place in the annotation, and whether the two are the same. Last
     comes what this says of the annotation: it is stated, contradicted, or neither.
     """
@@ -45,8 +45,8 @@ def _note(said: Statement, asked: Sequence[Statement]) -> str:
     nearest = max(same_kind, key=lambda annotation: _likeness(said.fact, annotation.fact))
     compared = "".join(_side_by_side(*pair) for pair in zip(_parts(said.fact), _parts(nearest.fact)))
     place = asked.index(nearest) + 1
-    finding = f"<info{place}>{_says(said, nearest.fact)}"
-    return f"{said.words}: {nearest.words}. {compared}{f' {NOT}' if said.denied else ''} {finding}"
+    finding = f"{compared}{f' {NOT}' if said.denied else ''} <info{place}>{_says(said, nearest.fact)}"
+    return f"{said.words}: {say(nearest.fact)}</info{place}> {finding}"
 
 
 def _says(said: Statement, asked: Fact) -> str:
