@@ -16,42 +16,54 @@ from perception_r1_jax.judge.verdicts import parse_verdicts
 @pytest.mark.parametrize(
     ("annotation", "response", "note"),
     [
-        ("The length of AB is 12.", "BA is 12.", "BA is 12: AB is 12. AA=BB=12 12= <info1>="),
-        ("The length of AB is 12.", "Segment BA measures 21.", "BA measures 21: AB is 12. AA=BB=21 12/ <info1>/"),
-        ("The length of AB is 12.", "AC is 12.", "AC is 12: AB is 12. AA=CB/12 12= <info1>no"),
-        ("The length of AB is 12.", "CD is 5.", "CD is 5: AB is 12. CA/DB/5 12/ <info1>no"),
-        ("The length of AB is 12.", "AB is not 12.", "AB is not 12: AB is 12. AA=BB=12 12= not <info1>/"),
-        ("The length of AB is 12.", "AB is not 21.", "AB is not 21: AB is 12. AA=BB=21 12/ not <info1>no"),
+        ("The length of AB is 12.", "BA is 12.", "BA is 12: The length of AB is 12.</info1> AA=BB=12 12= <info1>="),
+        (
+            "The length of AB is 12.",
+            "Segment BA measures 21.",
+            "BA measures 21: The length of AB is 12.</info1> AA=BB=21 12/ <info1>/",
+        ),
+        ("The length of AB is 12.", "AC is 12.", "AC is 12: The length of AB is 12.</info1> AA=CB/12 12= <info1>no"),
+        ("The length of AB is 12.", "CD is 5.", "CD is 5: The length of AB is 12.</info1> CA/DB/5 12/ <info1>no"),
+        (
+            "The length of AB is 12.",
+            "AB is not 12.",
+            "AB is not 12: The length of AB is 12.</info1> AA=BB=12 12= not <info1>/",
+        ),
+        (
+            "The length of AB is 12.",
+            "AB is not 21.",
+            "AB is not 21: The length of AB is 12.</info1> AA=BB=21 12/ not <info1>no",
+        ),
         ("The length of AB is 12.", "Angle ABC is 12 degrees.", "Angle ABC is 12: no"),
         (
             "Angle ABC measures 40 degrees.",
             "Angle CBA = 40 degrees.",
-            "Angle CBA = 40: Angle ABC measures 40. AA=BB=CC=40 40= <info1>=",
+            "Angle CBA = 40: Angle ABC measures 40 degrees.</info1> AA=BB=CC=40 40= <info1>=",
         ),
         (
             "Angle ABC measures 40 degrees.",
             "Angle BCA = 40 degrees.",
-            "Angle BCA = 40: Angle ABC measures 40. AA=CB/BC/40 40= <info1>no",
+            "Angle BCA = 40: Angle ABC measures 40 degrees.</info1> AA=CB/BC/40 40= <info1>no",
         ),
         (
             "AB is parallel to CD.",
             "DC and BA are parallel.",
-            "DC and BA are parallel: AB is parallel to CD. AA=BB=CC=DD= <info1>=",
+            "DC and BA are parallel: AB is parallel to CD.</info1> AA=BB=CC=DD= <info1>=",
         ),
         (
             "AB is parallel to CD.",
             "AB is parallel to EF.",
-            "AB is parallel to EF: AB is parallel to CD. AA=BB=EC/FD/ <info1>no",
+            "AB is parallel to EF: AB is parallel to CD.</info1> AA=BB=EC/FD/ <info1>no",
         ),
         (
             "Angle ABC is a right angle.",
             "Angle ABD is right.",
-            "Angle ABD is right: Angle ABC is a right angle. AA=BB=DC/ <info1>no",
+            "Angle ABD is right: Angle ABC is a right angle.</info1> AA=BB=DC/ <info1>no",
         ),
         (
             "O is the center of the circle.",
             "The center of the circle is O.",
-            "center of the circle is O: O is the center. OO= <info1>=",
+            "center of the circle is O: O is the center of the circle.</info1> OO= <info1>=",
         ),
     ],
 )
@@ -64,14 +76,14 @@ def test_a_note_has_a_statement_the_annotation_most_like_it_both_side_by_side_an
 
 
 def test_notes_are_in_the_order_of_the_statements_each_about_what_is_most_like_it():
-    annotations = ("CD is parallel to AB.", "The length of BC is 7.", "The length of AB is 12.")
+    annotations = ("AB is parallel to CD.", "The length of BC is 7.", "The length of AB is 12.")
     answer = judge_answer(JudgeRequest(annotations, "BA is 12. AB = 21. DC is parallel to BA. BC is 7."))
     assert answer.split("\n") == [
         "<think>",
-        "BA is 12: AB is 12. AA=BB=12 12= <info3>=",
-        "AB = 21: AB is 12. AA=BB=21 12/ <info3>/",
-        "DC is parallel to BA: CD is parallel to AB. AA=BB=CC=DD= <info1>=",
-        "BC is 7: BC is 7. BB=CC=7 7= <info2>=",
+        "BA is 12: The length of AB is 12.</info3> AA=BB=12 12= <info3>=",
+        "AB = 21: The length of AB is 12.</info3> AA=BB=21 12/ <info3>/",
+        "DC is parallel to BA: AB is parallel to CD.</info1> AA=BB=CC=DD= <info1>=",
+        "BC is 7: The length of BC is 7.</info2> BB=CC=7 7= <info2>=",
         "</think>",
         "<info1>1</info1>",
         "<info2>1</info2>",

@@ -23,9 +23,10 @@ SAME, OTHER = "=", "/"
 def judge_answer(request: JudgeRequest) -> str:
     """Notes in the manner of a reasoning model, and the checker's verdicts in the judge's form.
 
-    A note quotes a statement and the annotation that is most like it, up to its closing tag. Then it goes through the letters and the number
-    of the statement: each has beside it the one in its place in the annotation, and whether the two are the same. Last
-    comes what this says of the annotation: it is stated, contradicted, or neither.
+    A note quotes a statement, and the annotation that is most like it up to its closing tag, which tells its number.
+    Then it goes through the letters and the number of the statement: each has beside it the one in its place in the
+    annotation, and whether the two are the same. Last comes what this says of the annotation: it is stated,
+    contradicted, or neither.
     """
     asked = [read_statement(annotation) for annotation in request.annotations]
     said = sorted(statements(request.response), key=lambda statement: statement.start)
