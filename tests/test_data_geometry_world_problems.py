@@ -12,6 +12,7 @@ from PIL import Image
 from perception_r1_jax.data import load_problems
 from perception_r1_jax.data.geometry_world import checker, make_problem
 from perception_r1_jax.data.geometry_world.families import FAMILIES
+from perception_r1_jax.data.geometry_world.language import QUESTIONS
 from perception_r1_jax.data.geometry_world.layout import GRID, SIDE
 from perception_r1_jax.data.geometry_world.problems import FAMILY_SHARES, SIZES, owner
 from perception_r1_jax.data.geometry_world.write import write_split
@@ -41,6 +42,13 @@ def test_families_come_as_often_as_their_shares_say():
 
 def test_shares_name_families():
     assert set(FAMILY_SHARES) < set(FAMILIES)
+
+
+def test_what_grpo_asks_never_has_the_form_of_the_probe():
+    forms = [re.sub(r"\\{.*?\\}", r"\\w+", re.escape(form)) for form in QUESTIONS.values()]
+    probes = re.compile("|".join(forms))
+    assert all(probes.search(problem.row()["probe_question"]) for problem in TRAIN)
+    assert not any(probes.search(problem.row()["problem"]) for problem in TRAIN)
 
 
 @pytest.mark.parametrize("problem", TRAIN[:60], ids=lambda problem: problem.family)

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
+import perception_r1_jax
 from perception_r1_jax.errors import UserError
 from perception_r1_jax.evaluation.checker import load_checker
 from perception_r1_jax.evaluation.task import probe_questions
 from perception_r1_jax.records import Problem
 from tests import stub_checker
+
+PACKAGE = Path(perception_r1_jax.__file__).parent
+
+
+@pytest.mark.parametrize("part", ["processing", "models", "inference", "judge", "rewards", "grpo"])
+def test_what_answers_judges_and_learns_imports_none(part):
+    sources = {path.name: path.read_text() for path in (PACKAGE / part).rglob("*.py")}
+    telling = re.compile(r"^\s*(?:from|import) .*(?:checker|geometry_world|evaluation)", re.MULTILINE)
+    assert sources
+    assert not {name: telling.findall(source) for name, source in sources.items() if telling.search(source)}
 
 
 def test_a_module_is_a_checker():
