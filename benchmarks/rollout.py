@@ -4,7 +4,8 @@
 
 Both sides start from the same prompts, pictures already cut into patches, draw at temperature 1 in float32, and every
 response has its full length: ids that end one are not drawn. Where VLLM_PYTHON names the Python of an environment with
-vLLM's CPU build, its cases are added.
+vLLM's CPU build, its cases are added. Where there is a GPU or TPU, `large` is ours alone on a model of Qwen2.5-VL-7B's
+shape, in bfloat16.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import jax
 import numpy as np
 
-from benchmarks import measure, shape, vllm_peer, workload
+from benchmarks import measure, rollout_large, shape, vllm_peer, workload
 from benchmarks.measure import Case
 from perception_r1_jax.inference import Engine, Sampling
 from perception_r1_jax.inference.stats import GenerationStats
@@ -175,7 +176,12 @@ def _check(made: np.ndarray, asked: np.ndarray | int) -> None:
         raise RuntimeError(f"responses have {made.tolist()} tokens, not {np.asarray(asked).tolist()}.")
 
 
-WORKLOADS: Mapping[str, measure.Workload] = {"group": group, "plain": plain, "long_tail": long_tail}
+WORKLOADS: Mapping[str, measure.Workload] = {
+    "group": group,
+    "plain": plain,
+    "long_tail": long_tail,
+    "large": rollout_large.large,
+}
 
 if __name__ == "__main__":
     measure.run(WORKLOADS, __doc__)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import measure, rollout, shape, workload
+from benchmarks import measure, rollout, rollout_large, shape, workload
 from perception_r1_jax.inference import Engine, Sampling
 from perception_r1_jax.models import count_params, load_config
 from perception_r1_jax.processing import Processor
+from perception_r1_jax.sharding import make_mesh
 from tests.small_shape import SMALL
 
 FIELDS = ["case", "ours", "peer", "unit", "ratio"]
@@ -18,7 +22,9 @@ CASES = {
     "group": {"group", "picture_per_sample", "shared_by_hand", "prompt_bytes", "peak_memory"},
     "plain": {"plain"},
     "long_tail": {"long_tail", "slot_utilisation"},
+    "large": {"large", "copy_bandwidth", "bandwidth_share"},
 }
+ALONE = {"peak_memory", *CASES["large"]}
 
 
 class FakeClock:
@@ -138,7 +144,7 @@ def test_peer_and_ours_do_the_same_work(checkpoints):
 @pytest.mark.parametrize("name", rollout.WORKLOADS)
 def test_quick_runs_write_the_documented_list(checkpoints, tmp_path, capsys, monkeypatch, name):
     monkeypatch.setattr(shape, "STANDARD", SMALL)
-    if name != "long_tail":
+    if name in ("group", "plain"):
         pytest.importorskip("torch")
     out = tmp_path / "out.json"
     options = ["--quick", "--only", name, "--json", str(out), "--checkpoints", str(checkpoints)]
@@ -149,7 +155,7 @@ def test_quick_runs_write_the_documented_list(checkpoints, tmp_path, capsys, mon
     for case in cases:
         assert list(case) == FIELDS
         assert case["ours"] > 0
-        assert (case["peer"] is None) == (case["ratio"] is None) == (case["case"] == "peak_memory")
+        assert (case["peer"] is None) == (case["ratio"] is None) == (case["case"] in ALONE)
     shown = capsys.readouterr().out
     assert "cores" in shown
     assert all(case["case"] in shown for case in cases)
@@ -161,6 +167,22 @@ def test_without_torch_there_is_no_peer(checkpoints, monkeypatch):
     (case,) = rollout.plain(checkpoints, quick=True)
     assert case.ours > 0
     assert (case.peer, case.ratio) == (None, None)
+
+
+def test_a_large_model_is_not_timed_on_a_cpu(checkpoints, capsys):
+    assert rollout_large.large(checkpoints, quick=False) == []
+    assert "give --quick for a tiny shape" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("small", [SMALL, shape.LONG])
+def test_a_step_reads_all_matrices_but_the_tower_and_the_table_of_tokens_and_the_cache(small, checkpoints):
+    config = load_config(shape.write_checkpoint(checkpoints, small))
+    engine = Engine(config, None, make_mesh(devices=jax.devices()[:1]), dtype=jnp.bfloat16)
+    decoder = dataclasses.replace(config, vision=None)
+    read = count_params(decoder) - config.vocab_size * config.hidden_size
+    kept = 2 * config.num_layers * config.num_kv_heads * config.head_dim
+    assert not config.tie_embeddings
+    assert rollout_large.step_bytes(engine, 100, 11) == 2 * (read + 111 * kept)
 
 
 def test_no_other_case_has_a_documented_name_in_its_own():
