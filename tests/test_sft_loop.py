@@ -13,12 +13,13 @@ import pytest
 from ml_collections import ConfigDict
 
 from perception_r1_jax.errors import UserError
-from perception_r1_jax.models import load_config
+from perception_r1_jax.models import ADAPTERS, base_params, load_config, merge_adapters
 from perception_r1_jax.sft import loop, setup
 from perception_r1_jax.sft.config import sft_config
 from perception_r1_jax.sharding import make_mesh
 from perception_r1_jax.weights import export_huggingface, load_params
 from perception_r1_jax.weights.random_checkpoint import write_random_checkpoint
+from tests.grpo_fixtures import relative_difference
 from tests.parity import drawing
 from tests.training_run import lines, made_once, one_device_mesh, params_of, without_clocks
 
@@ -167,6 +168,20 @@ def test_the_result_leaves_as_a_hugging_face_folder(finished, tmp_path):
     trained = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params_of(finished / "checkpoints/4"))
     jax.tree.map(np.testing.assert_array_equal, exported, trained)
     assert (tmp_path / "hf/tokenizer.json").is_file()
+
+
+def test_adapters_alone_are_trained_and_leave_merged(data, tmp_path):
+    fields = {"lora.modules": ("q", "v", "down"), "lora.rank": 2, "optimizer.learning_rate": 1e-2}
+    run = setup.prepare(small_config(data, **fields), tmp_path)
+    start = jax.device_get(run.state.params)
+    loop.train(run)
+    jax.tree.map(np.testing.assert_array_equal, base_params(run.state.params), base_params(start))
+    moved = jax.tree.map(lambda new, old: np.abs(new - old).max(), run.state.params[ADAPTERS], start[ADAPTERS])
+    assert min(jax.tree.leaves(moved)) > 0
+    export_huggingface(tmp_path, tmp_path / "hf")
+    exported = load_params(tmp_path / "hf", load_config(tmp_path / "hf"), run.mesh, jnp.float32)
+    assert relative_difference(exported, merge_adapters(run.state.params)) < 1e-6
+    assert relative_difference(exported, base_params(start)) > 1e-3
 
 
 def test_a_finished_run_says_so(data, finished, capsys):
