@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
     """GRPO with all four rewards, and an evaluation before and after."""
     config = default_config()
     config.seed = 0  # of shuffling and sampling
-    config.steps = 45  # some seven minutes; soon after, the policy finds what the judge overlooks (docs/claim.md)
+    config.steps = 45  # some seven minutes
     config.format_instruction = INSTRUCTION  # as the policy heard it before
 
     config.data.path = "runs/mini/data"  # `make mini-inputs` writes it
@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
     config.judge.prompt = "perception_r1_jax/assets/mini/judge_prompt.json"  # as the judge heard it before
     config.judge.mode = "free"  # it writes notes before its verdicts
     config.judge.max_prompt_tokens = 160  # tokens
-    config.judge.max_new_tokens = 128  # tokens of notes and verdicts
+    config.judge.max_new_tokens = 256  # tokens of notes, of each statement one, and verdicts
     config.judge.batch_size = 8  # requests; more at once are slower on a CPU
 
     config.rollout.prompts_per_step = 16  # prompts

@@ -27,8 +27,7 @@ from perception_r1_jax.sharding import make_mesh
 
 AGREEMENT = 0.97
 CASES = 128
-SETTINGS = {"mode": "free", "max_prompt_tokens": 160, "batch_size": 32}
-SETTINGS["max_new_tokens"] = 224  # these ask about more than the needed facts, which are all that a run asks about
+SETTINGS = {"mode": "free", "max_prompt_tokens": 160, "max_new_tokens": 256, "batch_size": 32}
 
 
 def load(dtype, *, weights_int8: bool = False):
@@ -123,11 +122,6 @@ def test_in_8_bits_it_says_what_it_says_in_bfloat16():
     assert share >= 0.99
 
 
-OVERLOOKED = pytest.mark.xfail(strict=True, reason="71%: it quotes the statement that is right (docs/claim.md)")
-
-
-@pytest.mark.parametrize(
-    "alter", [digit_changed, letters_changed, denied, pytest.param(contradicted, marks=OVERLOOKED)]
-)
+@pytest.mark.parametrize("alter", [digit_changed, letters_changed, denied, contradicted])
 def test_it_is_not_taken_in(judge, alter):
     assert agreement(judge, [trap(alter, index) for index in range(CASES)]) >= AGREEMENT
