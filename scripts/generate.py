@@ -57,8 +57,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         type=int,
         default=16,
         metavar="N",
-        help="prompts of one shape answered at once, their pictures in memory (default 16); the next ones wait for the "
-        "longest answer of these, so more is faster",
+        help="prompts of one shape answered at once, their pictures in memory (default 16); where one is done, the "
+        "next begins",
     )
     parser.add_argument(
         "--max_new_tokens", type=int, default=512, metavar="N", help="limit of the answer in tokens (default 512)"
@@ -149,7 +149,8 @@ def generate(args: argparse.Namespace) -> dict[str, Any]:
 
     processor = load_processor(args)
     prompt = processor.prompt(Problem("prompt", args.prompt, tuple(args.image), answer=""), markers=False)
-    ((_, answer),) = reply(
+    answers: list[Reply] = []
+    reply(
         load_engine(args),
         processor,
         [prompt],
@@ -157,8 +158,9 @@ def generate(args: argparse.Namespace) -> dict[str, Any]:
         jax.random.key(args.seed),
         batch_size=1,
         bucket_of=lambda prompt: (len(prompt.tokens), len(prompt.vision.image_ids)),
+        on_reply=lambda _, answer: answers.append(answer),
     )
-    return fields_of(answer)
+    return fields_of(*answers)
 
 
 def generate_file(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -187,7 +189,12 @@ def generate_file(args: argparse.Namespace) -> list[dict[str, Any]]:
     ):
         names = {str(name): name for name in asked if name not in kept.rows}
         task = progress.add_task("generating", total=len(asked), completed=len(asked) - len(names))
-        replies = reply(
+
+        def keep(name: str, answer: Reply) -> None:
+            kept.add({"id": names[name], **fields_of(answer)})
+            progress.update(task, completed=len(kept.rows))
+
+        reply(
             load_engine(args),
             processor,
             prompts_or_faults(functools.partial(processor.prompt, markers=False), [asked[n] for n in names.values()]),
@@ -195,11 +202,8 @@ def generate_file(args: argparse.Namespace) -> list[dict[str, Any]]:
             jax.random.key(args.seed),
             batch_size=max(1, min(args.batch_size, len(names))),  # a short file fills no rows with nothing
             bucket_of=own_bucket,
-            on_progress=lambda finished: progress.update(task, completed=len(kept.rows) + finished),
+            on_reply=keep,
         )
-        for problem_id, answer in replies:
-            kept.add({"id": names[problem_id], **fields_of(answer)})
-        progress.update(task, completed=len(kept.rows))
         kept.finish(asked)
         return [kept.rows[name] for name in asked]
 

@@ -11,8 +11,8 @@ from rich.console import Console
 
 from perception_r1_jax.evaluation.evaluate import evaluate
 from perception_r1_jax.evaluation.task import Evaluation
-from perception_r1_jax.inference import Engine, Generated
-from perception_r1_jax.inference.stats import GenerationStats
+from perception_r1_jax.inference import Engine
+from perception_r1_jax.inference.generation import FinishedGroups
 from perception_r1_jax.processing import Processor
 from perception_r1_jax.records import Problem
 from perception_r1_jax.training.stopping import Stopped
@@ -66,28 +66,32 @@ class ScriptedEngine(Engine):
     def __init__(self, processor: Processor, answer):
         self.processor, self.answer, self.batches = processor, answer, []
 
-    def generate(self, prompts, samples, sampling, key, *, decode, on_progress) -> Generated:
+    def generate(self, prompts, samples, sampling, key, *, decode, on_progress, on_groups) -> None:
         assert (samples, sampling.temperature, len(sampling.banned_ids)) == (1, 0.0, 5)
         assert sampling.stop_strings == ("The end.",)
-        rows, length = prompts.tokens.shape
-        on_progress(0)
+        while prompts is not None:
+            on_progress(0)
+            prompts = on_groups(self._answer(prompts, sampling))
+
+    def _answer(self, prompts, sampling) -> FinishedGroups:
+        """All at once: those that are given in their place come in the first rows again."""
         texts = [self.processor.decode(row[:size]) for row, size in zip(prompts.tokens, prompts.lengths) if size]
-        self.batches.append((rows, length, sampling.max_new_tokens, texts))
-        tokens = np.full((rows, 1, sampling.max_new_tokens), sampling.pad_id, np.int32)
-        mask, stopped = np.zeros(tokens.shape, bool), np.ones((rows, 1), bool)
+        self.batches.append((*prompts.tokens.shape, sampling.max_new_tokens, texts))
+        tokens = np.full((len(texts), 1, sampling.max_new_tokens), sampling.pad_id, np.int32)
+        mask, stopped = np.zeros(tokens.shape, bool), np.ones((len(texts), 1), bool)
         for row, text in enumerate(texts):
             said = [*self.processor.chat.encode_text(self.answer(text)), sampling.stop_ids[0]]
             stopped[row] = len(said) <= sampling.max_new_tokens
             said = said[: sampling.max_new_tokens]
             tokens[row, 0, : len(said)], mask[row, 0, : len(said)] = said, True
-        return Generated(tokens, mask, np.zeros(tokens.shape, np.float32), stopped, GenerationStats())
+        return FinishedGroups(list(range(len(texts))), tokens, mask, stopped)
 
 
 def test_what_is_asked(processor):
     engine = ScriptedEngine(processor, lambda text: "2")
     evaluate(evaluation(), engine, processor, CONSOLE)
     shapes = [batch[:3] for batch in engine.batches]
-    # Of the first generation p0 and p2 fill a batch, p4 and the long p1 are left over; all probes are short.
+    # p0 and p2 are begun, p4 takes the place of one of them, the long p1 has its turn then; all probes are short.
     assert shapes == [(2, 80, 12), (2, 80, 12), (2, 128, 12), (2, 80, 4), (2, 80, 4), (2, 80, 4)]
     asked = [[text.partition("user\n")[2].partition("\nassistant")[0] for text in batch[3]] for batch in engine.batches]
     assert asked[:2] == [["What is 1 + 1? Think.", "How long is AB? Think."], ["How long is BC? Think."]]

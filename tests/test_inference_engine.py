@@ -366,6 +366,37 @@ def test_groups_are_handed_out_as_they_finish_in_an_order_that_the_data_decides(
         np.testing.assert_array_equal(groups.mask, plain.mask[groups.rows])
 
 
+@pytest.mark.parametrize("devices", [1, 2])
+def test_other_prompts_may_take_the_rows_of_what_is_done(prompts, plain, devices):
+    """Three rows for seven prompts: each has the responses that it has with all of them at once."""
+    engine, rows, waiting, found = make_engine(devices, slots=8), [0, 1, 2], [3, 4, 5, 6], {}
+
+    def take(groups):
+        np.testing.assert_array_equal(groups.stopped, plain.stopped[[rows[row] for row in groups.rows]])
+        found.update((rows[row], (t, m)) for row, t, m in zip(groups.rows, groups.tokens, groups.mask))
+        more = [waiting.pop(0) for _ in groups.rows[: len(waiting)]]
+        for row, prompt in zip(groups.rows, more):
+            rows[row] = prompt
+        taken = tiny_rows(prompts, [*more, *([0] * (len(groups.rows) - len(more)))])
+        taken.lengths[len(more) :] = 0
+        return taken if more else None
+
+    out = engine.generate(tiny_rows(prompts, rows), SAMPLES, SAMPLING, KEY, on_groups=take)
+    assert sorted(found) == list(range(7))
+    for prompt, (tokens, mask) in found.items():
+        np.testing.assert_array_equal(tokens, plain.tokens[prompt])
+        np.testing.assert_array_equal(mask, plain.mask[prompt])
+    np.testing.assert_array_equal(out.tokens, plain.tokens[rows])
+    np.testing.assert_allclose(out.logps, plain.logps[rows], atol=1e-5)
+    np.testing.assert_array_equal(out.stopped, plain.stopped[rows])
+    assert out.stats.tokens == plain.mask.sum()
+
+
+def tiny_rows(prompts, rows):
+    """Some of the prompts."""
+    return jax.tree.map(lambda x: x[np.array(rows)], prompts)
+
+
 def test_who_takes_a_group_may_end_the_generation_and_its_time_is_not_counted(prompts):
     def take(groups):
         time.sleep(0.3)

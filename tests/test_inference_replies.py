@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import jax
+import numpy as np
 import pytest
 
 from perception_r1_jax.data.errors import DroppedProblem
-from perception_r1_jax.inference import Engine, Sampling
-from perception_r1_jax.inference.replies import Reply, prompts_or_faults, reply
+from perception_r1_jax.inference import Engine, Sampling, pools
+from perception_r1_jax.inference.replies import Reply, _Waiting, prompts_or_faults, reply
 from perception_r1_jax.models import init_params, load_config
 from perception_r1_jax.processing import Processor
-from perception_r1_jax.records import Problem
+from perception_r1_jax.records import Problem, Prompt
 from perception_r1_jax.sharding import make_mesh
 from perception_r1_jax.weights.random_checkpoint import write_random_checkpoint
 from tests import parity
@@ -39,13 +40,85 @@ def engine(model_dir) -> Engine:
     return Engine(model, init_params(model, jax.random.key(0)), make_mesh(devices=jax.devices()[:1]))
 
 
-def ask(engine, processor, problems, *, batch_size=4, temperature=1.0, seed=0, bucket=(80, 2)) -> list:
+def ask(engine, processor, problems, *, batch_size=4, temperature=1.0, seed=0, bucket_of=lambda _: (80, 2)) -> list:
     sampling = Sampling(
         12, processor.stop_ids, processor.pad_id, temperature=temperature, banned_ids=processor.banned_ids
     )
     prompts = prompts_or_faults(processor.prompt, problems)
-    key = jax.random.key(seed)
-    return list(reply(engine, processor, prompts, sampling, key, batch_size=batch_size, bucket_of=lambda _: bucket))
+    told = []
+    reply(
+        engine,
+        processor,
+        prompts,
+        sampling,
+        jax.random.key(seed),
+        batch_size=batch_size,
+        bucket_of=bucket_of,
+        on_reply=lambda name, said: told.append((name, said)),
+    )
+    return told
+
+
+def answered(engine, processor, **fields):
+    """The replies to eight prompts in two buckets, by their ids."""
+    drawn = [(56, 140)[number % 3 == 2] for number in range(8)]
+    problems = [
+        Problem(str(number), "AB? " * number, (parity.drawing(width, 56, number),), "")
+        for number, width in enumerate(drawn)
+    ]
+    told = ask(engine, processor, problems, bucket_of=lambda prompt: (96, len(prompt.vision.image_ids)), **fields)
+    assert sorted(name for name, _ in told) == [str(number) for number in range(8)]
+    return told
+
+
+def test_what_is_done_makes_room_for_the_next_of_its_shape(engine, processor, monkeypatch):
+    monkeypatch.setattr(pools, "PAGE_TOKENS", 4)
+    calls, generate = [], engine.generate
+
+    def counting(prompts, *args, **kwargs):
+        calls.append(np.flatnonzero(prompts.lengths).size)
+        return generate(prompts, *args, **kwargs)
+
+    together = answered(engine, processor, batch_size=8)
+    monkeypatch.setattr(engine, "generate", counting)
+    two_rows = answered(engine, processor, batch_size=2)
+    assert dict(two_rows) == dict(together)
+    assert len(calls) < 5, "a call answers more prompts than it has rows"
+    assert max(calls) == 2
+
+
+def test_no_more_wait_than_a_batch_of_each_shape():
+    """Shapes by the first letter; what is read and not taken is counted after each step."""
+    names, read, faults = iter(["a1", "b1", "a2", "b2", "a3", "b3", "a4", "!", "c1"]), [], []
+
+    def prompts():
+        for name in names:
+            read.append(name)
+            yield DroppedProblem(name, "bad") if name == "!" else Prompt(Problem(name, "", (), ""), *[None] * 5)
+
+    def bucket_of(prompt):
+        return ord(prompt.problem.problem_id[0]), 0
+
+    def take(letter, count):
+        return [prompt.problem.problem_id for prompt in waiting.take((ord(letter), 0), count)]
+
+    waiting = _Waiting(prompts(), bucket_of, 2, lambda name, said: faults.append((name, said.fault)))
+    assert waiting.next_bucket() == (ord("a"), 0)
+    assert read == ["a1", "b1", "a2"]
+    assert take("a", 2) == ["a1", "a2"]
+    assert take("a", 1) == [], "two of b wait: their turn comes"
+    assert read[-1] == "b2"
+    assert waiting.next_bucket() == (ord("b"), 0)
+    assert take("b", 2) == ["b1", "b2"]
+    assert take("b", 1) == ["b3"]
+    assert take("b", 1) == [], "two of a wait"
+    assert waiting.next_bucket() == (ord("a"), 0)
+    assert take("a", 2) == ["a3", "a4"]
+    assert take("a", 2) == []
+    assert faults == [("!", "bad")]
+    assert waiting.next_bucket() == (ord("c"), 0)
+    assert take("c", 2) == ["c1"]
+    assert waiting.next_bucket() is None
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

@@ -66,7 +66,7 @@ class ScriptedEngine(Engine):
                 tokens[row, sample, : len(answer)], mask[row, sample, : len(answer)] = answer, True
         stopped = np.array([[answer[-1] in sampling.stop_ids for answer in group] for group in self.answers])
         for rows in ([1], [0]):
-            on_groups(FinishedGroups(rows, tokens[rows], mask[rows]))
+            on_groups(FinishedGroups(rows, tokens[rows], mask[rows], stopped[rows]))
         return Generated(tokens, mask, np.where(mask, -0.5, 0).astype(np.float32), stopped, STATS)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 import jax
 from rich.console import Console
@@ -61,9 +61,12 @@ def evaluate(
             (responses, asked, evaluation.max_new_tokens),
             (answers, probed, evaluation.probe_max_new_tokens),
         ):
-            for problem_id, said in _reply_greedily(evaluation, engine, processor, prompts, limit, on_progress):
+
+            def keep(problem_id: str, said: Reply, found: dict[str, Reply] = found) -> None:
                 found[problem_id] = said
                 progress.advance(task)
+
+            _reply_greedily(evaluation, engine, processor, prompts, limit, keep, on_progress)
         return grade(evaluation, responses, answers, pool)
 
 
@@ -73,8 +76,9 @@ def _reply_greedily(
     processor: Processor,
     prompts: Iterable[Prompt | DroppedProblem],
     max_new_tokens: int,
+    on_reply: Callable[[str, Reply], None],
     on_progress: Callable[[int], None],
-) -> Iterator[tuple[str, Reply]]:
+) -> None:
     sampling = Sampling(
         max_new_tokens,
         processor.stop_ids,
@@ -87,7 +91,7 @@ def _reply_greedily(
     def bucket_of(prompt: Prompt) -> Bucket:
         return pick_buckets([prompt], evaluation.prompt_buckets, evaluation.window_buckets)
 
-    return reply(
+    reply(
         engine,
         processor,
         prompts,
@@ -95,5 +99,6 @@ def _reply_greedily(
         jax.random.key(0),  # greedy: never drawn from
         batch_size=evaluation.batch_size,
         bucket_of=bucket_of,
+        on_reply=on_reply,
         on_progress=on_progress,
     )

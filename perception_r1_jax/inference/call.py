@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
 from perception_r1_jax.inference.choices import choose_tokens
-from perception_r1_jax.inference.generation import FinishedGroups, Generation, Moves, PrefillBatch
+from perception_r1_jax.inference.generation import Generation, Moves, OnGroups, PrefillBatch
 from perception_r1_jax.inference.pools import Pools
 from perception_r1_jax.inference.programs import decode_stretch, prefill_prompts
 from perception_r1_jax.inference.sampling import Sampling
@@ -79,7 +79,7 @@ class Call:
         self._prompts = programs.empty(shards, pools.prompts, prompt_tokens)
         self._pages = programs.empty(shards, pools.pages, pools.page_tokens)
 
-    def run(self, on_progress: Callable[[int], None], on_groups: Callable[[FinishedGroups], None]) -> None:
+    def run(self, on_progress: Callable[[int], None], on_groups: OnGroups) -> None:
         """Runs all prompts and responses to their end; see `Engine.generate`."""
         generation = self._generation
         self._warm_up(on_progress)
@@ -91,8 +91,10 @@ class Call:
             on_progress(generation.finished)
             if (groups := generation.take_groups()).rows:
                 handed_out = time.perf_counter()
-                on_groups(groups)
+                more = on_groups(groups)
                 elsewhere += time.perf_counter() - handed_out
+                if more is not None:
+                    generation.replace(groups.rows, more)
         stats = generation.stats
         stats.host = time.perf_counter() - started - elsewhere - stats.vision - stats.prefill - stats.decode
 

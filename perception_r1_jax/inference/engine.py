@@ -17,7 +17,7 @@ from perception_r1_jax.host_memory import to_device
 from perception_r1_jax.inference.call import Call, Programs
 from perception_r1_jax.inference.choices import Between
 from perception_r1_jax.inference.choosing import Choosing, Chosen, row_levels
-from perception_r1_jax.inference.generation import FinishedGroups, Generation
+from perception_r1_jax.inference.generation import Generation, OnGroups
 from perception_r1_jax.inference.pools import Pools, plan_pools
 from perception_r1_jax.inference.reshard import Serving, Stream, device_memory, make_reshard, read_params, serving_mesh
 from perception_r1_jax.inference.sampling import Sampling
@@ -163,7 +163,7 @@ class Engine:
         limits: Int[np.ndarray, "N G"] | None = None,
         decode: Callable[[Sequence[int]], str] | None = None,
         on_progress: Callable[[int], None] = ignore_progress,
-        on_groups: Callable[[FinishedGroups], None] = ignore_progress,
+        on_groups: OnGroups = ignore_progress,
     ) -> Generated:
         """Generates `samples` responses to each prompt. Picture and prompt are computed once per prompt.
 
@@ -182,7 +182,9 @@ class Engine:
             on_progress: called with the number of responses finished so far, between stretches of decoding, and between
                 the programs that the first batch compiles; what it raises ends the generation.
             on_groups: called likewise with the prompts whose responses have all finished since the last call. The
-                lengths of the responses decide which come together, not the clock. Its time is not in the stats.
+                lengths of the responses decide which come together, not the clock. Its time is not in the stats. What
+                it returns, as many prompts of the same bucket or None, is run in these prompts' rows, under the rows'
+                limits; a row then has the last one's responses at the end.
 
         Raises:
             UserError: not even one response has room in the cache.

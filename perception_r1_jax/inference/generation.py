@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -53,15 +54,21 @@ class FinishedGroups(NamedTuple):
         rows: of the n prompts in their batch.
         tokens: int32 [n, G, C], as in `Generated`.
         mask: bool [n, G, C], likewise.
+        stopped: bool [n, G], likewise.
     """
 
     rows: list[int]
     tokens: np.ndarray
     mask: np.ndarray
+    stopped: np.ndarray
+
+
+OnGroups = Callable[[FinishedGroups], PromptBatch | None]
+"""Takes finished groups, and may give as many prompts to run in their rows."""
 
 
 class Generation:
-    """One batch of prompts on its way.
+    """One batch of prompts on its way, and those that take the places of its first ones.
 
     Attributes:
         samples: G.
@@ -83,8 +90,8 @@ class Generation:
     ):
         """Args as of `Engine.generate`; `pools` are the sizes in each of so many shards."""
         shape = (len(prompts.lengths), samples)
-        self._prompts, self._sampling, self._pools, self.samples = prompts, sampling, pools, samples
-        self._decode = decode
+        self._rows = _rows(prompts)
+        self._sampling, self._pools, self.samples, self._decode = sampling, pools, samples, decode
         self._limits = np.full(shape, sampling.max_new_tokens, np.int32) if limits is None else limits
         if self._limits.shape != shape or self._limits.min() < 1 or self._limits.max() > sampling.max_new_tokens:
             raise ValueError(
@@ -108,7 +115,7 @@ class Generation:
     @property
     def shape(self) -> tuple:
         """What the programs' shapes depend on, beside the pools: all of a prompt, and G."""
-        return tuple(x.shape[1:] for x in jax.tree.leaves(self._prompts)), self.samples
+        return tuple(x.shape for x in jax.tree.leaves(self._rows[0])), self.samples
 
     @property
     def done(self) -> bool:
@@ -119,7 +126,19 @@ class Generation:
         """Those of which the last response has finished since the last call, in the order of the batch."""
         rows = np.flatnonzero((self._missing == 0) & ~self._handed_out)
         self._handed_out[rows] = True
-        return FinishedGroups(rows.tolist(), self.tokens[rows], self.mask[rows])
+        return FinishedGroups(rows.tolist(), self.tokens[rows], self.mask[rows], self.stopped[rows])
+
+    def replace(self, rows: Sequence[int], prompts: PromptBatch) -> None:
+        """Puts prompts of the same bucket into rows whose groups were handed out; one of length 0 stays out."""
+        for row, prompt in zip(rows, _rows(prompts)):
+            if prompt.lengths == 0:
+                continue
+            self._rows[row] = prompt
+            self._waiting.append(row)
+            self._expected += self.samples
+            self._missing[row], self._handed_out[row] = self.samples, False
+            self.tokens[row], self.mask[row], self.logps[row] = self._sampling.pad_id, False, 0
+            self.stopped[row] = False
 
     def next_prompts(self) -> PrefillBatch | None:
         """Prompts for slots that would stay idle without; None if none would, or nothing is left or has room."""
@@ -139,7 +158,7 @@ class Generation:
             for index, (row, place) in enumerate(pairs):
                 rows[shard, index], places[shard, index] = row, place
         flat = rows.ravel()
-        prompts = jax.tree.map(lambda x: x[np.maximum(flat, 0)], self._prompts)
+        prompts = jax.tree.map(lambda *xs: np.stack(xs), *(self._rows[max(row, 0)] for row in flat))
         prompts.lengths[flat < 0] = 0
         return PrefillBatch(prompts, places, [[row for row, _ in pairs] for pairs in taken])
 
@@ -169,12 +188,12 @@ class Generation:
         for at, response in self._seated():
             length = len(response.tokens)
             zeros["tokens"][at], zeros["lengths"][at], zeros["limits"][at] = response.tokens[-1], length, response.limit
-            zeros["positions"][at] = self._prompts.next_position[response.row] + length - 1
-            zeros["samples"][at], prompt_ids[at] = response.sample, self._prompts.prompt_ids[response.row]
+            prompt = self._rows[response.row]
+            zeros["positions"][at] = prompt.next_position + length - 1
+            zeros["samples"][at], prompt_ids[at] = response.sample, prompt.prompt_ids
             pages[at] = response.pages[-1]
             if seen is not None:
-                prompt = self._prompts.tokens[response.row, : self._prompts.lengths[response.row]]
-                said = np.concatenate([prompt, response.tokens])
+                said = np.concatenate([prompt.tokens[: prompt.lengths], response.tokens])
                 seen[at][: len(said)] = said
         return Slots(**zeros, prompt_ids=prompt_ids, pages=pages, seen=seen)
 
@@ -187,7 +206,7 @@ class Generation:
         owners = np.full((shards, pools.pages), level, np.int32)
         for index, shard in enumerate(self._shards):
             for row, place in shard.prompts.items():
-                lengths[index, place] = self._prompts.lengths[row]
+                lengths[index, place] = self._rows[row].lengths
         for (index, slot), response in self._seated():
             place = self._shards[index].prompts[response.row]
             cells[index, slot] = place * self.samples + response.sample
@@ -234,7 +253,7 @@ class Generation:
 
     def _empty_history(self, shape: tuple[int, int]) -> np.ndarray:
         """Filled with a token past every vocabulary."""
-        room = self._prompts.tokens.shape[1] + self._sampling.max_new_tokens
+        room = len(self._rows[0].tokens) + self._sampling.max_new_tokens
         return np.full((*shape, room), np.iinfo(np.int32).max, np.int32)
 
     def _finish_if_ended(self, shard: Shard, response: Response, known: int) -> bool:
@@ -255,6 +274,11 @@ class Generation:
         self.stats.decoded += count - 1
         shard.finish(response)
         return True
+
+
+def _rows(prompts: PromptBatch) -> list[PromptBatch]:
+    """Views of the prompts, one at a time."""
+    return [jax.tree.map(operator.itemgetter(row), prompts) for row in range(len(prompts.lengths))]
 
 
 def _blocks(size: int, block: int) -> int:

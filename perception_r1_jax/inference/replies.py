@@ -1,18 +1,20 @@
-"""Replies to any number of prompts, in batches of few shapes. Evaluations and scripts/generate.py ask this way."""
+"""Replies to any number of prompts, in few shapes, no slot idle. Evaluations and scripts/generate.py ask this way."""
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 from jaxtyping import Array, Key
 
 from perception_r1_jax.data.errors import DroppedProblem
 from perception_r1_jax.inference.engine import Engine, ignore_progress
+from perception_r1_jax.inference.generation import FinishedGroups
 from perception_r1_jax.inference.sampling import Sampling
 from perception_r1_jax.processing import Processor, batch_prompts
-from perception_r1_jax.records import FINISH_LENGTH, FINISH_STOP, Problem, Prompt
+from perception_r1_jax.records import FINISH_LENGTH, FINISH_STOP, Problem, Prompt, PromptBatch
 
 Bucket = tuple[int, int]
 """Tokens L and windows W that a prompt is padded to."""
@@ -56,46 +58,101 @@ def reply(
     *,
     batch_size: int,
     bucket_of: Callable[[Prompt], Bucket],
+    on_reply: Callable[[str, Reply], None],
     on_progress: Callable[[int], None] = ignore_progress,
-) -> Iterator[tuple[str, Reply]]:
-    """The problem's id and the reply of each prompt, as its batch is done; a dropped problem's fault, at once.
+) -> None:
+    """Replies to all prompts, `batch_size` of a bucket at a time: where one is done, the next of its bucket begins.
 
-    A prompt waits in its bucket until `batch_size` of them are there, or no more come. So batches depend on the prompts
-    alone, no more than one batch a bucket is held, and there is one program for each bucket in use. The last batch of
-    a bucket is filled up with empty rows. Draws depend on the key and the problem's id, not on the batch. What
-    `on_progress` raises, between stretches of decoding, ends it all (`Engine.generate`).
+    Prompts are read as they are needed. Those of other buckets wait; when `batch_size` of one wait, no more are read,
+    and their turn comes when all that were begun are done. So no more than `batch_size` of a bucket wait, and there is
+    one set of programs for each bucket in use. Draws depend on the key and the problem's id, not on what else is asked.
+
+    Args:
+        engine: holds the model's parameters.
+        processor: the model's.
+        prompts: or the faults of those that cannot be used.
+        sampling: how tokens are drawn.
+        key: of the draws.
+        batch_size: how many prompts are in memory, and run where the cache has room for them.
+        bucket_of: what a prompt is padded to.
+        on_reply: called with a problem's id and its reply, as it is done, or its fault, as it is read.
+        on_progress: as of `Engine.generate`: what it raises ends it all.
     """
-    waiting: dict[Bucket, list[Prompt]] = defaultdict(list)
+    waiting = _Waiting(prompts, bucket_of, batch_size, on_reply)
+    while (bucket := waiting.next_bucket()) is not None:
+        _reply_to_bucket(engine, processor, waiting, bucket, sampling, key, on_reply, on_progress)
 
-    def reply_to(bucket: Bucket) -> Iterator[tuple[str, Reply]]:
-        return _reply(engine, processor, waiting.pop(bucket), batch_size, bucket, sampling, key, on_progress)
 
-    for prompt in prompts:
+class _Waiting:
+    """Prompts that were read and not begun, by bucket: no more than `most` of each."""
+
+    def __init__(
+        self,
+        prompts: Iterable[Prompt | DroppedProblem],
+        bucket_of: Callable[[Prompt], Bucket],
+        most: int,
+        on_reply: Callable[[str, Reply], None],
+    ):
+        self.most = most
+        self._prompts, self._bucket_of, self._on_reply = iter(prompts), bucket_of, on_reply
+        self._by_bucket: dict[Bucket, deque[Prompt]] = defaultdict(deque)
+
+    def next_bucket(self) -> Bucket | None:
+        """To begin with: one that is full; when all prompts are read the smallest; None if nothing waits."""
+        while not self._full() and self._read():
+            pass
+        return self._full() or min((bucket for bucket, prompts in self._by_bucket.items() if prompts), default=None)
+
+    def take(self, bucket: Bucket, count: int) -> list[Prompt]:
+        """Up to `count` prompts of a bucket. For them more are read, until another bucket is full."""
+        prompts = self._by_bucket[bucket]
+        while len(prompts) < count and not self._full() and self._read():
+            pass
+        return [prompts.popleft() for _ in range(min(count, len(prompts)))]
+
+    def _full(self) -> Bucket | None:
+        return next((bucket for bucket, prompts in self._by_bucket.items() if len(prompts) == self.most), None)
+
+    def _read(self) -> bool:
+        """Reads one, if there is one."""
+        prompt = next(self._prompts, None)
         if isinstance(prompt, DroppedProblem):
-            yield prompt.problem_id, Reply(None, None, prompt.fault)
-            continue
-        bucket = bucket_of(prompt)
-        waiting[bucket].append(prompt)
-        if len(waiting[bucket]) == batch_size:
-            yield from reply_to(bucket)
-    for bucket in sorted(waiting):
-        yield from reply_to(bucket)
+            self._on_reply(prompt.problem_id, Reply(None, None, prompt.fault))
+        elif prompt is not None:
+            self._by_bucket[self._bucket_of(prompt)].append(prompt)
+        return prompt is not None
 
 
-def _reply(
+def _reply_to_bucket(
     engine: Engine,
     processor: Processor,
-    prompts: Sequence[Prompt],
-    rows: int,
+    waiting: _Waiting,
     bucket: Bucket,
     sampling: Sampling,
     key: Key[Array, ""],
+    on_reply: Callable[[str, Reply], None],
     on_progress: Callable[[int], None],
-) -> Iterator[tuple[str, Reply]]:
-    length, windows = bucket
-    batch = batch_prompts(prompts, rows=rows, length=length, windows=windows, pad_id=processor.pad_id)
-    out = engine.generate(batch, 1, sampling, key, decode=processor.decode, on_progress=on_progress)
-    for prompt, tokens, mask, stopped in zip(prompts, out.tokens[:, 0], out.mask[:, 0], out.stopped[:, 0]):
-        token_ids, finish = tokens[mask].tolist(), FINISH_STOP if stopped else FINISH_LENGTH
-        text, size = processor.decode(token_ids), len(prompt.tokens)
-        yield prompt.problem.problem_id, Reply(text, finish, token_ids=tuple(token_ids), prompt_tokens=size)
+) -> None:
+    """Replies to what waits in a bucket, and to what comes while that is done."""
+    begun = waiting.take(bucket, waiting.most)
+
+    def pack(prompts: Sequence[Prompt], rows: int) -> PromptBatch:
+        length, windows = bucket
+        return batch_prompts(prompts, rows=rows, length=length, windows=windows, pad_id=processor.pad_id)
+
+    def take(groups: FinishedGroups) -> PromptBatch | None:
+        for row, *first in zip(groups.rows, groups.tokens[:, 0], groups.mask[:, 0], groups.stopped[:, 0]):
+            on_reply(begun[row].problem.problem_id, _make_reply(processor, begun[row], *first))
+        more = waiting.take(bucket, len(groups.rows))
+        for row, prompt in zip(groups.rows, more):
+            begun[row] = prompt
+        return pack(more, len(groups.rows)) if more else None
+
+    batch = pack(begun, waiting.most)
+    engine.generate(batch, 1, sampling, key, decode=processor.decode, on_progress=on_progress, on_groups=take)
+
+
+def _make_reply(processor: Processor, prompt: Prompt, tokens: np.ndarray, mask: np.ndarray, stopped: np.bool_) -> Reply:
+    token_ids = tokens[mask].tolist()
+    finish = FINISH_STOP if stopped else FINISH_LENGTH
+    return Reply(processor.decode(token_ids), finish, token_ids=tuple(token_ids), prompt_tokens=len(prompt.tokens))
