@@ -293,8 +293,7 @@ def default_config() -> ConfigDict:
     config.evaluation = ConfigDict()  # greedy responses to other problems, before the first step and after the last
     config.evaluation.split = ""  # of data.path, another one than data.split; "" makes no evaluation
     config.evaluation.problems = 0  # the first so many of the split; 0: all
-    # Problems handed to the engine at a time, their pictures in memory. The next ones wait for all of these; above
-    # rollout.slots, over all devices, what ends early makes room for others among them.
+    # Problems with the engine at a time, their pictures in memory; where one is done, the next takes its place.
     config.evaluation.batch_size = 256
     config.evaluation.max_new_tokens = 4096  # tokens; a longer response is cut, counted, and graded as it stands
     # A module that knows the truth of the pictures (evaluation/checker.py): what responses perceive, and a probe, which
