@@ -19,7 +19,6 @@ from benchmarks import measure, workload
 from benchmarks.large import large_engine, large_model
 from benchmarks.measure import Case
 from perception_r1_jax.inference import Engine, Sampling
-from perception_r1_jax.inference.stats import GenerationStats
 from perception_r1_jax.models import token_bytes
 
 PASSES = 20
@@ -35,6 +34,7 @@ def large(folder: Path, quick: bool) -> list[Case]:
     banned = model.processor.banned_ids + model.processor.stop_ids
     sampling = Sampling(new_tokens, model.processor.stop_ids, model.processor.pad_id, banned_ids=banned)
     engine, runs = large_engine(model), []
+    _check_in_step(engine.plan(*batch.tokens.shape, samples, sampling).slots, count * samples)
 
     def ours() -> None:
         runs.append(engine.generate(batch, samples, sampling, jax.random.key(0)).stats)
@@ -42,7 +42,7 @@ def large(folder: Path, quick: bool) -> list[Case]:
     seconds = measure.interleave({"large": ours}, rounds)
     copied = copy_bandwidth(2**24 if quick else 2**31)
     moved = step_bytes(engine, count * prompt_tokens, count * samples * new_tokens // 2)
-    per_step = statistics.median(_seconds_of_a_step(stats, count * samples) for stats in runs[1:])
+    per_step = statistics.median(stats.decode / (stats.steps / (count * samples)) for stats in runs[1:])
     return [
         measure.throughput("large", "tokens/s", count * samples * new_tokens, seconds["large"]),
         measure.compare("copy_bandwidth", "GB/s", copied / 1e9),
@@ -70,6 +70,10 @@ def copy_bandwidth(size: int) -> float:
     return PASSES * 2 * size / seconds
 
 
-def _seconds_of_a_step(stats: GenerationStats, sequences: int) -> float:
-    """All sequences are decoded in step: none waits, and none ends early."""
-    return stats.decode / (stats.steps / sequences)
+def _check_in_step(slots: int, sequences: int) -> None:
+    """None may wait, or a step reads less than is counted; none ends early, as stop tokens are banned."""
+    if slots < sequences:
+        raise RuntimeError(
+            f"the cache has room for {slots} sequences of {sequences}, so the share of the bandwidth cannot be told; "
+            "it takes a device with more memory."
+        )

@@ -293,7 +293,8 @@ def default_config() -> ConfigDict:
     config.evaluation = ConfigDict()  # greedy responses to other problems, before the first step and after the last
     config.evaluation.split = ""  # of data.path, another one than data.split; "" makes no evaluation
     config.evaluation.problems = 0  # the first so many of the split; 0: all
-    # Problems with the engine at a time, their pictures in memory; where one is done, the next takes its place.
+    # Problems of a shape with the engine at a time; where one is done, the next of its shape takes its place. As many
+    # of each shape wait at most, their pictures in memory.
     config.evaluation.batch_size = 256
     config.evaluation.max_new_tokens = 4096  # tokens; a longer response is cut, counted, and graded as it stands
     # A module that knows the truth of the pictures (evaluation/checker.py): what responses perceive, and a probe, which

@@ -57,8 +57,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         type=int,
         default=16,
         metavar="N",
-        help="prompts of one shape answered at once, their pictures in memory (default 16); where one is done, the "
-        "next begins",
+        help="prompts of one shape answered at once, pictures in memory (default 16), as are as many that wait; where "
+        "one is done, the next of its shape begins",
     )
     parser.add_argument(
         "--max_new_tokens", type=int, default=512, metavar="N", help="limit of the answer in tokens (default 512)"

@@ -92,7 +92,7 @@ def test_what_is_asked(processor):
     evaluate(evaluation(), engine, processor, CONSOLE)
     shapes = [batch[:3] for batch in engine.batches]
     # p0 and p2 are begun, p4 takes the place of one of them, the long p1 has its turn then; all probes are short.
-    assert shapes == [(2, 80, 12), (2, 80, 12), (2, 128, 12), (2, 80, 4), (2, 80, 4), (2, 80, 4)]
+    assert shapes == [(2, 80, 12), (1, 80, 12), (2, 128, 12), (2, 80, 4), (2, 80, 4), (1, 80, 4)]
     asked = [[text.partition("user\n")[2].partition("\nassistant")[0] for text in batch[3]] for batch in engine.batches]
     assert asked[:2] == [["What is 1 + 1? Think.", "How long is AB? Think."], ["How long is BC? Think."]]
     assert asked[2][0].startswith("What is  in a long question, and more of it")  # the picture is where the marker was

@@ -26,6 +26,7 @@ from perception_r1_jax.models import (
     response_angles,
     serving_params,
 )
+from perception_r1_jax.processing import narrow
 from perception_r1_jax.records import WINDOW_PATCHES, WINDOW_TOKENS
 from perception_r1_jax.sharding import make_mesh
 from tests import naive, tiny
@@ -377,11 +378,9 @@ def test_other_prompts_may_take_the_rows_of_what_is_done(prompts, plain, devices
         more = [waiting.pop(0) for _ in groups.rows[: len(waiting)]]
         for row, prompt in zip(groups.rows, more):
             rows[row] = prompt
-        taken = tiny_rows(prompts, [*more, *([0] * (len(groups.rows) - len(more)))])
-        taken.lengths[len(more) :] = 0
-        return taken if more else None
+        return tiny.rows(prompts, more) if more else None
 
-    out = engine.generate(tiny_rows(prompts, rows), SAMPLES, SAMPLING, KEY, on_groups=take)
+    out = engine.generate(tiny.rows(prompts, rows), SAMPLES, SAMPLING, KEY, on_groups=take)
     assert sorted(found) == list(range(7))
     for prompt, (tokens, mask) in found.items():
         np.testing.assert_array_equal(tokens, plain.tokens[prompt])
@@ -392,9 +391,24 @@ def test_other_prompts_may_take_the_rows_of_what_is_done(prompts, plain, devices
     assert out.stats.tokens == plain.mask.sum()
 
 
-def tiny_rows(prompts, rows):
-    """Some of the prompts."""
-    return jax.tree.map(lambda x: x[np.array(rows)], prompts)
+def first_of(prompts, rows, length=24, **fields):
+    """These rows in a bucket of `length` tokens, with other fields."""
+    return dataclasses.replace(narrow(tiny.rows(prompts, rows), length, windows=2), **fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"rows": [3, 4, 6]}, r"3 prompts of \(24, 2\) .* for [12] rows of \(24, 2\)"),
+        ({"rows": [3], "length": 16}, r"1 prompts of \(16, 2\) .* rows of \(24, 2\)"),
+        ({"rows": [3], "lengths": np.zeros(1, np.int32)}, r"\[0\] of the tokens used"),
+    ],
+)
+def test_what_may_not_take_the_rows_of_what_is_done_is_refused(prompts, fields, told):
+    with pytest.raises(ValueError, match=told):
+        make_engine().generate(
+            tiny.rows(prompts, [0, 1]), SAMPLES, SAMPLING, KEY, on_groups=lambda _: first_of(prompts, **fields)
+        )
 
 
 def test_who_takes_a_group_may_end_the_generation_and_its_time_is_not_counted(prompts):

@@ -86,5 +86,5 @@ def prompt_batch(lengths: list[int], pictures: list[int], *, length: int = 24, w
 
 
 def rows(batch: PromptBatch, index) -> PromptBatch:
-    """The batch's rows at these indices."""
-    return jax.tree.map(lambda x: x[jnp.asarray(index)], batch)
+    """Copies of the batch's rows at these indices."""
+    return jax.tree.map(lambda x: x[np.asarray(index)], batch)

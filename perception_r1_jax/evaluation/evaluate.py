@@ -55,18 +55,16 @@ def evaluate(
         Progress(*columns, console=console, disable=not console.is_terminal) as progress,
     ):
         task = progress.add_task(f"evaluating on {evaluation.name}", total=len(evaluation.problems) + len(probes))
-        responses: dict[str, Reply] = {}
-        answers: dict[str, Reply] = {}
-        for found, prompts, limit in (
-            (responses, asked, evaluation.max_new_tokens),
-            (answers, probed, evaluation.probe_max_new_tokens),
-        ):
-
-            def keep(problem_id: str, said: Reply, found: dict[str, Reply] = found) -> None:
-                found[problem_id] = said
-                progress.advance(task)
-
-            _reply_greedily(evaluation, engine, processor, prompts, limit, keep, on_progress)
+        reply_to = functools.partial(
+            _reply_greedily,
+            evaluation,
+            engine,
+            processor,
+            advance=functools.partial(progress.advance, task),
+            on_progress=on_progress,
+        )
+        responses = reply_to(asked, evaluation.max_new_tokens)
+        answers = reply_to(probed, evaluation.probe_max_new_tokens)
         return grade(evaluation, responses, answers, pool)
 
 
@@ -76,9 +74,12 @@ def _reply_greedily(
     processor: Processor,
     prompts: Iterable[Prompt | DroppedProblem],
     max_new_tokens: int,
-    on_reply: Callable[[str, Reply], None],
+    *,
+    advance: Callable[[], None],
     on_progress: Callable[[int], None],
-) -> None:
+) -> dict[str, Reply]:
+    """The reply to each problem by its id; `advance` is called with each."""
+    replies: dict[str, Reply] = {}
     sampling = Sampling(
         max_new_tokens,
         processor.stop_ids,
@@ -91,6 +92,10 @@ def _reply_greedily(
     def bucket_of(prompt: Prompt) -> Bucket:
         return pick_buckets([prompt], evaluation.prompt_buckets, evaluation.window_buckets)
 
+    def keep(problem_id: str, said: Reply) -> None:
+        replies[problem_id] = said
+        advance()
+
     reply(
         engine,
         processor,
@@ -99,6 +104,7 @@ def _reply_greedily(
         jax.random.key(0),  # greedy: never drawn from
         batch_size=evaluation.batch_size,
         bucket_of=bucket_of,
-        on_reply=on_reply,
+        on_reply=keep,
         on_progress=on_progress,
     )
+    return replies

@@ -182,9 +182,9 @@ class Engine:
             on_progress: called with the number of responses finished so far, between stretches of decoding, and between
                 the programs that the first batch compiles; what it raises ends the generation.
             on_groups: called likewise with the prompts whose responses have all finished since the last call. The
-                lengths of the responses decide which come together, not the clock. Its time is not in the stats. What
-                it returns, as many prompts of the same bucket or None, is run in these prompts' rows, under the rows'
-                limits; a row then has the last one's responses at the end.
+                lengths of the responses decide which come together, not the clock. Its time is not in the stats. It
+                returns None, or up to as many prompts of the same bucket. These are written over the first of the rows
+                in `prompts` and run under the rows' limits; at the end a row has the responses to its last prompt.
 
         Raises:
             UserError: not even one response has room in the cache.

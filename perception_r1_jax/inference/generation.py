@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -64,11 +63,11 @@ class FinishedGroups(NamedTuple):
 
 
 OnGroups = Callable[[FinishedGroups], PromptBatch | None]
-"""Takes finished groups, and may give as many prompts to run in their rows."""
+"""Takes finished groups, and may give up to as many prompts to run in their rows."""
 
 
 class Generation:
-    """One batch of prompts on its way, and those that take the places of its first ones.
+    """One batch of prompts on its way, and those that take the places of its first ones, in the same arrays.
 
     Attributes:
         samples: G.
@@ -90,8 +89,8 @@ class Generation:
     ):
         """Args as of `Engine.generate`; `pools` are the sizes in each of so many shards."""
         shape = (len(prompts.lengths), samples)
-        self._rows = _rows(prompts)
-        self._sampling, self._pools, self.samples, self._decode = sampling, pools, samples, decode
+        self._prompts, self._sampling, self._pools, self.samples = prompts, sampling, pools, samples
+        self._decode = decode
         self._limits = np.full(shape, sampling.max_new_tokens, np.int32) if limits is None else limits
         if self._limits.shape != shape or self._limits.min() < 1 or self._limits.max() > sampling.max_new_tokens:
             raise ValueError(
@@ -115,7 +114,7 @@ class Generation:
     @property
     def shape(self) -> tuple:
         """What the programs' shapes depend on, beside the pools: all of a prompt, and G."""
-        return tuple(x.shape for x in jax.tree.leaves(self._rows[0])), self.samples
+        return tuple(x.shape[1:] for x in jax.tree.leaves(self._prompts)), self.samples
 
     @property
     def done(self) -> bool:
@@ -129,16 +128,25 @@ class Generation:
         return FinishedGroups(rows.tolist(), self.tokens[rows], self.mask[rows], self.stopped[rows])
 
     def replace(self, rows: Sequence[int], prompts: PromptBatch) -> None:
-        """Puts prompts of the same bucket into rows whose groups were handed out; one of length 0 stays out."""
-        for row, prompt in zip(rows, _rows(prompts)):
-            if prompt.lengths == 0:
-                continue
-            self._rows[row] = prompt
-            self._waiting.append(row)
-            self._expected += self.samples
-            self._missing[row], self._handed_out[row] = self.samples, False
-            self.tokens[row], self.mask[row], self.logps[row] = self._sampling.pad_id, False, 0
-            self.stopped[row] = False
+        """Writes prompts over the first of these rows, whose groups were handed out.
+
+        Raises:
+            ValueError: more prompts than rows, prompts of another bucket, or filler.
+        """
+        count, bucket = len(prompts.lengths), _bucket(self._prompts)
+        if count > len(rows) or _bucket(prompts) != bucket or not prompts.lengths.all():
+            raise ValueError(
+                f"{count} prompts of {_bucket(prompts)} tokens and windows, {prompts.lengths} of the tokens used, for "
+                f"{len(rows)} rows of {bucket}; give up to as many prompts of the same bucket, and no filler."
+            )
+        taken = list(rows[:count])
+        for ours, new in zip(jax.tree.leaves(self._prompts), jax.tree.leaves(prompts)):
+            ours[taken] = new
+        self._waiting.extend(taken)
+        self._expected += count * self.samples
+        self._missing[taken], self._handed_out[taken] = self.samples, False
+        self.tokens[taken], self.mask[taken], self.logps[taken] = self._sampling.pad_id, False, 0
+        self.stopped[taken] = False
 
     def next_prompts(self) -> PrefillBatch | None:
         """Prompts for slots that would stay idle without; None if none would, or nothing is left or has room."""
@@ -158,7 +166,7 @@ class Generation:
             for index, (row, place) in enumerate(pairs):
                 rows[shard, index], places[shard, index] = row, place
         flat = rows.ravel()
-        prompts = jax.tree.map(lambda *xs: np.stack(xs), *(self._rows[max(row, 0)] for row in flat))
+        prompts = jax.tree.map(lambda x: x[np.maximum(flat, 0)], self._prompts)
         prompts.lengths[flat < 0] = 0
         return PrefillBatch(prompts, places, [[row for row, _ in pairs] for pairs in taken])
 
@@ -188,12 +196,12 @@ class Generation:
         for at, response in self._seated():
             length = len(response.tokens)
             zeros["tokens"][at], zeros["lengths"][at], zeros["limits"][at] = response.tokens[-1], length, response.limit
-            prompt = self._rows[response.row]
-            zeros["positions"][at] = prompt.next_position + length - 1
-            zeros["samples"][at], prompt_ids[at] = response.sample, prompt.prompt_ids
+            zeros["positions"][at] = self._prompts.next_position[response.row] + length - 1
+            zeros["samples"][at], prompt_ids[at] = response.sample, self._prompts.prompt_ids[response.row]
             pages[at] = response.pages[-1]
             if seen is not None:
-                said = np.concatenate([prompt.tokens[: prompt.lengths], response.tokens])
+                prompt = self._prompts.tokens[response.row, : self._prompts.lengths[response.row]]
+                said = np.concatenate([prompt, response.tokens])
                 seen[at][: len(said)] = said
         return Slots(**zeros, prompt_ids=prompt_ids, pages=pages, seen=seen)
 
@@ -206,7 +214,7 @@ class Generation:
         owners = np.full((shards, pools.pages), level, np.int32)
         for index, shard in enumerate(self._shards):
             for row, place in shard.prompts.items():
-                lengths[index, place] = self._rows[row].lengths
+                lengths[index, place] = self._prompts.lengths[row]
         for (index, slot), response in self._seated():
             place = self._shards[index].prompts[response.row]
             cells[index, slot] = place * self.samples + response.sample
@@ -253,7 +261,7 @@ class Generation:
 
     def _empty_history(self, shape: tuple[int, int]) -> np.ndarray:
         """Filled with a token past every vocabulary."""
-        room = len(self._rows[0].tokens) + self._sampling.max_new_tokens
+        room = self._prompts.tokens.shape[1] + self._sampling.max_new_tokens
         return np.full((*shape, room), np.iinfo(np.int32).max, np.int32)
 
     def _finish_if_ended(self, shard: Shard, response: Response, known: int) -> bool:
@@ -276,9 +284,9 @@ class Generation:
         return True
 
 
-def _rows(prompts: PromptBatch) -> list[PromptBatch]:
-    """Views of the prompts, one at a time."""
-    return [jax.tree.map(operator.itemgetter(row), prompts) for row in range(len(prompts.lengths))]
+def _bucket(prompts: PromptBatch) -> tuple[int, int]:
+    """Tokens L and windows W."""
+    return prompts.tokens.shape[1], prompts.image_ids.shape[1]
 
 
 def _blocks(size: int, block: int) -> int:

@@ -1,16 +1,17 @@
-"""Replies to any number of prompts, in few shapes, no slot idle. Evaluations and scripts/generate.py ask this way."""
+"""Replies to any number of prompts, in few shapes. Evaluations and scripts/generate.py ask this way."""
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Key
 
 from perception_r1_jax.data.errors import DroppedProblem
-from perception_r1_jax.inference.engine import Engine, ignore_progress
+from perception_r1_jax.inference.engine import Engine, Generated, ignore_progress
 from perception_r1_jax.inference.generation import FinishedGroups
 from perception_r1_jax.inference.sampling import Sampling
 from perception_r1_jax.processing import Processor, batch_prompts
@@ -64,8 +65,9 @@ def reply(
     """Replies to all prompts, `batch_size` of a bucket at a time: where one is done, the next of its bucket begins.
 
     Prompts are read as they are needed. Those of other buckets wait; when `batch_size` of one wait, no more are read,
-    and their turn comes when all that were begun are done. So no more than `batch_size` of a bucket wait, and there is
-    one set of programs for each bucket in use. Draws depend on the key and the problem's id, not on what else is asked.
+    and their turn comes when all that were begun are done. So no more than `batch_size` of a bucket wait, there is one
+    set of programs for each bucket in use, and the more buckets come by turns, the sooner rows stay empty. Draws depend
+    on the key and the problem's id, not on what else is asked.
 
     Args:
         engine: holds the model's parameters.
@@ -73,14 +75,18 @@ def reply(
         prompts: or the faults of those that cannot be used.
         sampling: how tokens are drawn.
         key: of the draws.
-        batch_size: how many prompts are in memory, and run where the cache has room for them.
+        batch_size: how many prompts of a bucket run at once, where the cache has room for them. As many of each bucket
+            are in memory at most, those that run counted apart.
         bucket_of: what a prompt is padded to.
         on_reply: called with a problem's id and its reply, as it is done, or its fault, as it is read.
         on_progress: as of `Engine.generate`: what it raises ends it all.
     """
     waiting = _Waiting(prompts, bucket_of, batch_size, on_reply)
+    generate = functools.partial(
+        engine.generate, samples=1, sampling=sampling, key=key, decode=processor.decode, on_progress=on_progress
+    )
     while (bucket := waiting.next_bucket()) is not None:
-        _reply_to_bucket(engine, processor, waiting, bucket, sampling, key, on_reply, on_progress)
+        _reply_to_bucket(generate, processor, waiting, bucket, on_reply)
 
 
 class _Waiting:
@@ -124,35 +130,36 @@ class _Waiting:
 
 
 def _reply_to_bucket(
-    engine: Engine,
+    generate: Callable[..., Generated],
     processor: Processor,
     waiting: _Waiting,
     bucket: Bucket,
-    sampling: Sampling,
-    key: Key[Array, ""],
     on_reply: Callable[[str, Reply], None],
-    on_progress: Callable[[int], None],
 ) -> None:
     """Replies to what waits in a bucket, and to what comes while that is done."""
-    begun = waiting.take(bucket, waiting.most)
+    length, windows = bucket
+    pack = functools.partial(batch_prompts, length=length, windows=windows, pad_id=processor.pad_id)
+    asked: dict[int, tuple[str, int]] = {}  # row -> id and tokens of its prompt
 
-    def pack(prompts: Sequence[Prompt], rows: int) -> PromptBatch:
-        length, windows = bucket
-        return batch_prompts(prompts, rows=rows, length=length, windows=windows, pad_id=processor.pad_id)
+    def take(rows: Iterable[int], count: int) -> list[Prompt]:
+        prompts = waiting.take(bucket, count)
+        for row, prompt in zip(rows, prompts):
+            asked[row] = (prompt.problem.problem_id, len(prompt.tokens))
+        return prompts
 
-    def take(groups: FinishedGroups) -> PromptBatch | None:
+    def on_groups(groups: FinishedGroups) -> PromptBatch | None:
         for row, *first in zip(groups.rows, groups.tokens[:, 0], groups.mask[:, 0], groups.stopped[:, 0]):
-            on_reply(begun[row].problem.problem_id, _make_reply(processor, begun[row], *first))
-        more = waiting.take(bucket, len(groups.rows))
-        for row, prompt in zip(groups.rows, more):
-            begun[row] = prompt
-        return pack(more, len(groups.rows)) if more else None
+            name, prompt_tokens = asked[row]
+            on_reply(name, _make_reply(processor, prompt_tokens, *first))
+        more = take(groups.rows, len(groups.rows))
+        return pack(more, rows=len(more)) if more else None
 
-    batch = pack(begun, waiting.most)
-    engine.generate(batch, 1, sampling, key, decode=processor.decode, on_progress=on_progress, on_groups=take)
+    generate(pack(take(range(waiting.most), waiting.most), rows=waiting.most), on_groups=on_groups)
 
 
-def _make_reply(processor: Processor, prompt: Prompt, tokens: np.ndarray, mask: np.ndarray, stopped: np.bool_) -> Reply:
+def _make_reply(
+    processor: Processor, prompt_tokens: int, tokens: np.ndarray, mask: np.ndarray, stopped: np.bool_
+) -> Reply:
     token_ids = tokens[mask].tolist()
     finish = FINISH_STOP if stopped else FINISH_LENGTH
-    return Reply(processor.decode(token_ids), finish, token_ids=tuple(token_ids), prompt_tokens=len(prompt.tokens))
+    return Reply(processor.decode(token_ids), finish, token_ids=tuple(token_ids), prompt_tokens=prompt_tokens)

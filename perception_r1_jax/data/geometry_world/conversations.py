@@ -207,7 +207,10 @@ def _judge_prompt() -> JudgePrompt:
 
 
 def judge_case(index: int, split: str = "train", seed: int = 0) -> JudgeRequest:
-    """A request to the judge: facts of a puzzle, and a response that keeps, alters, denies or leaves out each."""
+    """A request to the judge: facts of a puzzle, and a response that keeps, alters, denies or leaves out each.
+
+    Of some it also states another value, or other names.
+    """
     return _draw_case(split, random.Random(f"judge/{seed}/{split}/{index}"), RETOLD)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from perception_r1_jax.data.geometry_world.checker import reflected
 from perception_r1_jax.data.geometry_world.facts import Fact
-from perception_r1_jax.data.geometry_world.language import Statement, read_statement, say, statements
+from perception_r1_jax.data.geometry_world.language import Statement, read_fact, statements
 from perception_r1_jax.judge.prompts import JudgeRequest
 from perception_r1_jax.judge.template import answer_text
 
@@ -28,9 +28,9 @@ def judge_answer(request: JudgeRequest) -> str:
     annotation, and whether the two are the same. Last comes what this says of the annotation: it is stated,
     contradicted, or neither.
     """
-    asked = [read_statement(annotation) for annotation in request.annotations]
+    facts = [read_fact(annotation) for annotation in request.annotations]
     said = sorted(statements(request.response), key=lambda statement: statement.start)
-    notes = "".join(f"{_note(statement, asked)}\n" for statement in said)
+    notes = "".join(f"{_note(statement, request.annotations, facts)}\n" for statement in said)
     return f"<think>\n{notes}</think>\n{answer_text(true_verdicts(request))}"
 
 
@@ -39,15 +39,15 @@ def true_verdicts(request: JudgeRequest) -> list[int]:
     return [int(reflected(annotation, request.response)) for annotation in request.annotations]
 
 
-def _note(said: Statement, asked: Sequence[Statement]) -> str:
-    same_kind = [annotation for annotation in asked if annotation.fact.kind == said.fact.kind]
+def _note(said: Statement, annotations: Sequence[str], facts: Sequence[Fact]) -> str:
+    same_kind = [place for place, fact in enumerate(facts) if fact.kind == said.fact.kind]
     if not same_kind:
         return f"{said.words}: {NOTHING}"
-    nearest = max(same_kind, key=lambda annotation: _likeness(said.fact, annotation.fact))
-    compared = "".join(_side_by_side(*pair) for pair in zip(_parts(said.fact), _parts(nearest.fact)))
-    place = asked.index(nearest) + 1
-    finding = f"{compared}{f' {NOT}' if said.denied else ''} <info{place}>{_says(said, nearest.fact)}"
-    return f"{said.words}: {say(nearest.fact)}</info{place}> {finding}"
+    place = max(same_kind, key=lambda place: _likeness(said.fact, facts[place]))
+    quoted, tag = f"{annotations[place]}</info{place + 1}>", f"<info{place + 1}>"
+    compared = "".join(_side_by_side(*pair) for pair in zip(_parts(said.fact), _parts(facts[place])))
+    denied = f" {NOT}" if said.denied else ""
+    return f"{said.words}: {quoted} {compared}{denied} {tag}{_says(said, facts[place])}"
 
 
 def _says(said: Statement, asked: Fact) -> str:

@@ -119,13 +119,8 @@ def ask(fact: Fact, rng: random.Random) -> tuple[str, str]:
 
 def read_fact(sentence: str) -> Fact:
     """The fact that a sentence of the world states. Raises ValueError where it is not exactly one."""
-    return read_statement(sentence).fact
-
-
-def read_statement(sentence: str) -> Statement:
-    """What a sentence of the world states. Raises ValueError where it is not exactly one fact."""
     (statement,) = statements(sentence)
-    return statement
+    return statement.fact
 
 
 def statements(text: str) -> Iterator[Statement]:
