@@ -27,16 +27,22 @@ import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from perception_r1_jax.assets import MINI_JUDGE_PROMPT
-from perception_r1_jax.data.geometry_world.conversations import judge_case, judge_conversation, policy_conversation
+from perception_r1_jax.data.geometry_world.conversations import CUT, judge_conversation, misread, policy_conversation
+from perception_r1_jax.data.geometry_world.facts import Fact
+from perception_r1_jax.data.geometry_world.families import FAMILIES
 from perception_r1_jax.data.geometry_world.judging import true_verdicts
+from perception_r1_jax.data.geometry_world.language import deny, say, say_freely
+from perception_r1_jax.data.geometry_world.problems import make_puzzle, respond
 from perception_r1_jax.data.key_info import format_key_info
-from perception_r1_jax.judge.prompts import load_prompt
+from perception_r1_jax.judge.prompts import JudgeRequest, load_prompt
 from perception_r1_jax.judge.template import answer_text
 from perception_r1_jax.records import IMAGE_MARKER
 
 SENTENCES = 6000
 CONVERSATIONS = 4000
-# A policy's tasks, so often each. Not its own shares: those may change, and the tokens that it has learned may not.
+# What the policy's tokenizer is made of, so often each: its tasks, and what a response to be judged makes of a fact.
+# Not the shares that the models learn from: those may change, and the tokens that the policy has learned may not.
+RETOLD = {"said": 5, "misread": 4, "denied": 1, "left out": 2}
 TASKS = {"solve": 5, "describe": 3, "read": 1, "probe": 3}
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -147,9 +153,26 @@ def draw_world(seed: int = 0) -> Iterator[str]:
         yield from ("system\n", "You are a helpful assistant.", "user\n", "assistant\n")  # of the chat template
         for message in policy_conversation(index, seed=seed, tasks=TASKS).messages:
             yield message.content.replace(IMAGE_MARKER, "")
-        case = judge_case(index, seed=seed)
+        case = _draw_case(random.Random(f"judge/{seed}/train/{index}"))
         # In this order whatever the judge's prompt: other line ends would make other merges than the policy learned.
         yield from (system, f"{format_key_info(case.annotations)}\n{case.response}", answer_text(true_verdicts(case)))
+
+
+def _draw_case(rng: random.Random) -> JudgeRequest:
+    """Facts of a puzzle, some of them misread, and a response that states each of them once at most."""
+    puzzle = make_puzzle(rng.choice(list(FAMILIES)), "train", rng)
+    shown = puzzle.figure.facts()
+    response = respond(puzzle, [words for fact in rng.sample(shown, len(shown)) for words in _retell(fact, rng)], rng)
+    if rng.random() < CUT:
+        response = response[: rng.randrange(len(response))]
+    listed = [*puzzle.needed, *(misread(fact, rng) for fact in shown if rng.random() < 0.3)]
+    return JudgeRequest(tuple(map(say, rng.sample(listed, len(listed)))), response)
+
+
+def _retell(fact: Fact, rng: random.Random) -> list[str]:
+    sentence, other = say_freely(fact, rng), say_freely(misread(fact, rng), rng)
+    (told,) = rng.choices(([sentence], [other], [deny(sentence)], []), list(RETOLD.values()))
+    return told
 
 
 def draw_judged(seed: int = 0) -> Iterator[str]:

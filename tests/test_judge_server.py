@@ -272,18 +272,21 @@ def test_at_the_end_what_was_asked_is_answered(serving):
 
 
 def test_a_remote_judge_says_what_the_judge_itself_says():
-    """The embedded judge in the mode that lets it write; tests/test_judge_attacks.py has both modes."""
-    settings = {"max_prompt_tokens": 128, "max_new_tokens": 192, "batch_size": 4, "dtype": jnp.float32}
+    """The embedded judge in the mode that lets it write; tests/test_judge_attacks.py has both modes.
+
+    Some of its notes take more tokens than it may write here.
+    """
+    settings = {"max_prompt_tokens": 128, "max_new_tokens": 144, "batch_size": 4, "dtype": jnp.float32}
     mesh = make_mesh(devices=jax.devices()[:1])
     judge = load_judge(MINI_JUDGE, mesh, prompt=MINI_JUDGE_PROMPT, mode="free", **settings)
     requests = of_one_bucket(judge, 12)
     requests += [JudgeRequest((), "x"), JudgeRequest(("AB is 5.",), "word " * 200)]
     expected = judge.judge(requests)
     serving = Serving(judge)
-    client = connect_judge(serving.address, prompt=MINI_JUDGE_PROMPT, max_new_tokens=192, retries=0)
+    client = connect_judge(serving.address, prompt=MINI_JUDGE_PROMPT, max_new_tokens=144, retries=0)
     judgements = client.judge(requests)
     serving.stop()
-    assert {judgement.status for judgement in expected} == {"ok", "missing", "none", "too_long"}
+    assert {judgement.status for judgement in expected} == {"ok", "missing", "unreadable", "none", "too_long"}
     assert judgements == expected
     assert len({judgement.verdicts for judgement in judgements}) > 4
     assert CachedJudge(judge, 100).judge(requests + requests[::-1]) == expected + expected[::-1]
