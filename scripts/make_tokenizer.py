@@ -27,11 +27,16 @@ import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from perception_r1_jax.assets import MINI_JUDGE_PROMPT
-from perception_r1_jax.data.geometry_world.conversations import CUT, judge_conversation, misread, policy_conversation
-from perception_r1_jax.data.geometry_world.facts import Fact
+from perception_r1_jax.data.geometry_world.conversations import (
+    CUT,
+    judge_conversation,
+    misread,
+    policy_conversation,
+    retell,
+)
 from perception_r1_jax.data.geometry_world.families import FAMILIES
 from perception_r1_jax.data.geometry_world.judging import true_verdicts
-from perception_r1_jax.data.geometry_world.language import deny, say, say_freely
+from perception_r1_jax.data.geometry_world.language import say
 from perception_r1_jax.data.geometry_world.problems import make_puzzle, respond
 from perception_r1_jax.data.key_info import format_key_info
 from perception_r1_jax.judge.prompts import JudgeRequest, load_prompt
@@ -40,9 +45,9 @@ from perception_r1_jax.records import IMAGE_MARKER
 
 SENTENCES = 6000
 CONVERSATIONS = 4000
-# What the policy's tokenizer is made of, so often each: its tasks, and what a response to be judged makes of a fact.
+# What the policy's tokenizer is made of, so often each: its tasks, and what a response makes of a fact (`retell`).
 # Not the shares that the models learn from: those may change, and the tokens that the policy has learned may not.
-RETOLD = {"said": 5, "misread": 4, "denied": 1, "left out": 2}
+RETOLD = (5, 4, 1, 2, 0)
 TASKS = {"solve": 5, "describe": 3, "read": 1, "probe": 3}
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -162,17 +167,12 @@ def _draw_case(rng: random.Random) -> JudgeRequest:
     """Facts of a puzzle, some of them misread, and a response that states each of them once at most."""
     puzzle = make_puzzle(rng.choice(list(FAMILIES)), "train", rng)
     shown = puzzle.figure.facts()
-    response = respond(puzzle, [words for fact in rng.sample(shown, len(shown)) for words in _retell(fact, rng)], rng)
+    sentences = [sentence for fact in rng.sample(shown, len(shown)) for sentence in retell(fact, rng, RETOLD)]
+    response = respond(puzzle, sentences, rng)
     if rng.random() < CUT:
         response = response[: rng.randrange(len(response))]
     listed = [*puzzle.needed, *(misread(fact, rng) for fact in shown if rng.random() < 0.3)]
     return JudgeRequest(tuple(map(say, rng.sample(listed, len(listed)))), response)
-
-
-def _retell(fact: Fact, rng: random.Random) -> list[str]:
-    sentence, other = say_freely(fact, rng), say_freely(misread(fact, rng), rng)
-    (told,) = rng.choices(([sentence], [other], [deny(sentence)], []), list(RETOLD.values()))
-    return told
 
 
 def draw_judged(seed: int = 0) -> Iterator[str]:

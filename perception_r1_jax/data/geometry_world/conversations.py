@@ -217,7 +217,7 @@ def judge_case(index: int, split: str = "train", seed: int = 0) -> JudgeRequest:
 def _draw_case(split: str, rng: random.Random, retold: Sequence[int]) -> JudgeRequest:
     puzzle = _draw_puzzle(split, rng)
     shown = puzzle.figure.facts()
-    sentences = [sentence for fact in shown for sentence in _retell(fact, rng, retold)]
+    sentences = [sentence for fact in shown for sentence in retell(fact, rng, retold)]
     response = respond(puzzle, rng.sample(sentences, len(sentences)), rng)
     if rng.random() < CUT:
         response = response[: rng.randrange(len(response))]
@@ -225,7 +225,7 @@ def _draw_case(split: str, rng: random.Random, retold: Sequence[int]) -> JudgeRe
     return JudgeRequest(_annotations(rng.sample(listed, len(listed))), response)
 
 
-def _retell(fact: Fact, rng: random.Random, weights: Sequence[int]) -> list[str]:
+def retell(fact: Fact, rng: random.Random, weights: Sequence[int]) -> list[str]:
     """What a response makes of a fact, so often each: the fact, another one, its opposite, nothing, or both."""
     sentence, other = say_freely(fact, rng), say_freely(misread(fact, rng), rng)
     (told,) = rng.choices(([sentence], [other], [deny(sentence)], [], [sentence, other]), weights)
