@@ -146,7 +146,6 @@ class Generation:
         self._expected += count * self.samples
         self._missing[taken], self._handed_out[taken] = self.samples, False
         self.tokens[taken], self.mask[taken], self.logps[taken] = self._sampling.pad_id, False, 0
-        self.stopped[taken] = False
 
     def next_prompts(self) -> PrefillBatch | None:
         """Prompts for slots that would stay idle without; None if none would, or nothing is left or has room."""
