@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,21 +37,60 @@ def get_config():
 """
 
 CHECKER = __name__
+PROBLEMS = 60
+FAMILIES = ("circles", "triangles", "triangles")
+"""Of three problems."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Told:
+    """What the checker says of a response: a response to a test problem is this very text, in JSON."""
+
+    perceived: bool
+    right: int
+    wrong: int
+    states: Sequence[str]
+    looks_first: bool
+    wrong_kinds: Sequence[str]
+
+
+def perceive(row, response: str) -> Told:
+    """The checker: what the response says of itself."""
+    return Told(**json.loads(response))
+
+
+traits = perceive
 
 
 def reflected(annotation: str, response: str) -> bool:
-    """The checker: what an ideal judge says."""
+    """What an ideal judge says."""
     return annotation in response
 
 
-def write_config(folder: Path, *, weight: float = 0.5, checker: str = CHECKER) -> Path:
+def probe(row) -> tuple[str, str]:
+    """Asked by an evaluation alone."""
+    raise NotImplementedError
+
+
+probe_right = probe
+
+
+def write_config(folder: Path, *, weight: float = 0.5, checker: str = CHECKER, **answers: str) -> Path:
     """A config file, and the problems that it names."""
-    row = {"problem": "What is AB?", "answer": "7", "images": None, "visual_key_info": f"<info1>{FACT}</info1>"}
-    (folder / "data").mkdir(exist_ok=True)
-    pq.write_table(pa.Table.from_pylist([row, row]), folder / "data" / "train.parquet")
+    write_data(folder, **answers)
     path = folder / "small.py"
     path.write_text(CONFIG.format(steps=STEPS, data=str(folder / "data"), weight=weight, checker=checker))
     return path
+
+
+def write_data(folder: Path, train: str = "7", test: str = "7") -> None:
+    """Two problems to learn from, and those of the evaluation, with these answers; their ids are always the same."""
+    row = {"problem": "What is AB?", "images": None, "visual_key_info": f"<info1>{FACT}</info1>"}
+    (folder / "data").mkdir(exist_ok=True)
+    for split, count, answer in (("train", 2, train), ("test", PROBLEMS, test)):
+        families = (FAMILIES[number % len(FAMILIES)] for number in range(count))
+        rows = [{**row, "answer": answer, "family": family} for family in families]
+        pq.write_table(pa.Table.from_pylist(rows), folder / "data" / f"{split}.parquet")
 
 
 def plan(folder: Path, variants=tuple(VARIANTS), seeds=None, **config) -> list[PlannedRun]:
@@ -57,15 +98,17 @@ def plan(folder: Path, variants=tuple(VARIANTS), seeds=None, **config) -> list[P
     return plan_runs(write_config(folder, **config), variants, seeds, folder / "runs", folder / "out")
 
 
-def make_items(rng: np.random.Generator, rate: float, count: int = 60) -> list[Item]:
-    """So many problems, each measure right with this probability."""
+def make_items(rng: np.random.Generator, rate: float) -> list[Item]:
+    """The problems of an evaluation, each measure right with this probability."""
     items = []
-    for number in range(count):
+    for number in range(PROBLEMS):
         states = rng.choice(["right", "misread", "absent"], 2, p=[rate, (1 - rate) / 2, (1 - rate) / 2]).tolist()
         right = states.count("right")
         verdicts = {name: float(rng.random() < rate) for name in ("accuracy", "perception", "probe")}
+        kinds = [("length", "parallel")[number % 2]] * (2 - right)
+        told = Told(bool(verdicts["perception"]), right, 2 - right, states, number % 4 == 0, kinds)
         facts = {"facts_right": right, "facts_wrong": 2 - right, "fact_states": states}
-        items.append(Item(f"test/{number}", "...", **verdicts, **facts))
+        items.append(Item(f"test/{number}", json.dumps(dataclasses.asdict(told)), **verdicts, **facts))
     return items
 
 
@@ -77,7 +120,7 @@ def evaluate(items: list[Item]) -> Evaluated:
 def write_workdir(run: PlannedRun, rate: float = 0.7) -> None:
     """What a training leaves, as far as a record reads it; the judge errs in the second half."""
     nested = json.loads(json.dumps(_nest(run.config)))
-    hashes = {"data": "d", "policy": "p", "judge": "j" if run.config["judge.path"] else "", "prompts": "q"}
+    hashes = {**run.hashes, "policy": "p", "judge": "j" if run.config["judge.path"] else "", "prompts": "q"}
     versions = {"python": "3.11.7", "jax": "0.10.2"}
     run.workdir.mkdir(parents=True, exist_ok=True)
     record = {"config": nested, "commit": "0123456789abcdef", "versions": versions, "hashes": hashes}

@@ -87,7 +87,7 @@ def test_what_another_config_made_is_refused_with_what_to_do(what, tmp_path):
     with pytest.raises(UserError) as raised:
         run.state()
     message = str(raised.value)
-    assert message.startswith(f"{place} is of another config: reward.visual_weight is 0.5 there and 0.6 here.")
+    assert message.startswith(f"{place} is of another run: reward.visual_weight is 0.5 there and 0.6 here.")
     assert f"move {place} away or choose another {option}" in message
 
 
@@ -98,6 +98,27 @@ def test_a_field_that_a_record_does_not_know_yet_makes_no_other_run(tmp_path):
     del content["run"]["config"]["judge"]["flip_probability"]
     run.record.write_text(json.dumps(content))
     assert run.state() == RECORDED
+
+
+@pytest.mark.parametrize(("what", "option"), [("record", "--out"), ("workdir", "--runs")])
+@pytest.mark.parametrize(("split", "name"), [("train", "data"), ("test", "evaluation")])
+def test_another_data_set_at_the_same_path_is_another_run(split, name, what, option, tmp_path):
+    (run,) = plan(tmp_path, ["visual"], [0])
+    recorded(run) if what == "record" else write_workdir(run)
+    (later,) = plan(tmp_path, ["visual"], [0], **{split: "8"})
+    with pytest.raises(UserError) as raised:
+        later.state()
+    message, place = str(raised.value), getattr(run, what)
+    there, here = run.hashes[name], later.hashes[name]
+    assert message.startswith(f"{place} is of another run: hashes.{name} is {there!r} there and {here!r} here.")
+    assert f"choose another {option}; to keep it set config and data back" in message
+    (again,) = plan(tmp_path, ["visual"], [0])
+    assert again.state() == (RECORDED if what == "record" else FINISHED)
+
+
+def test_a_checker_that_says_too_little_is_told_before_anything_runs(tmp_path):
+    with pytest.raises(UserError, match="has no function reflected, traits"):
+        plan(tmp_path, checker="tests.stub_checker")
 
 
 def test_a_broken_record_is_named(tmp_path):

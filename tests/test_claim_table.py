@@ -6,10 +6,12 @@ import json
 import re
 import xml.etree.ElementTree as ElementTree
 
+import numpy as np
 import pytest
 
 from perception_r1_jax.claim.charts import write_charts
 from perception_r1_jax.claim.comparison import compare, pair_seeds
+from perception_r1_jax.claim.families import group
 from perception_r1_jax.claim.record import read_records
 from perception_r1_jax.claim.table import count_significant, write_table
 from tests.claim_run import plan, recorded
@@ -123,6 +125,42 @@ def test_needed_facts_by_state(text, out):
     assert (
         changes[0].partition(" ")[0] == f"{sum(record.result['facts']['newly_stated'] for record in records) / 5:.0f}"
     )
+
+
+def test_stated_facts_and_responses_that_look_first(text, out):
+    record = next(record for record in read_records(out) if record.name == "visual-2")
+    stated, share, look = cells(text, "How much", "`visual-2`")
+    assert stated == f"{record.before.stated} → {record.after.stated}" == "120 → 120"
+    assert (share, look) == ("1.00 → 1.00", "15 → 15")
+    assert "the solutions need 120." in text
+
+
+def test_families_sum_to_the_whole(text, out):
+    records = read_records(out)
+    for record in records:
+        families = group(record.families, record.after)
+        assert list(families) == ["triangles", "circles", "all"]
+        assert [len(seen) for seen in families.values()] == [40, 20, 60]
+        perceived = [sum(response.perceived for response in seen) for seen in families.values()]
+        assert perceived[0] + perceived[1] == perceived[2] == round(60 * record.result["perception_after"])
+    shares = [
+        np.mean([record.result[f"perception_{when}"] for record in records if record.variant == name])
+        for name, when in (("visual", "before"), ("visual", "after"), ("accuracy_only", "after"))
+    ]
+    assert cells(text, "Families", "all")[:4] == ["60", *(f"{100 * share:.1f}%" for share in shares)]
+    assert cells(text, "Families", "circles")[0] == "20"
+
+
+def test_what_is_stated_wrongly(text, out):
+    """Of two problems one has wrong lengths, the other wrong parallels, if anything."""
+    runs = [record for record in read_records(out) if record.variant == "visual"]
+    numbers = [record.after.facts_wrong.split(" ") for record in runs]
+    lengths = sum(number != "0" for wrong in numbers for number in wrong[::2]) / len(runs)
+    _, before, after, _, *alone = cells(text, "Wrong facts", "all | length")
+    assert float(after) == pytest.approx(lengths)
+    assert alone[:2] == [before, after]
+    assert "| circles | parallel |" in text
+    assert "| circles | angle |" not in text
 
 
 def test_where_judge_and_checker_part_is_bold(text):

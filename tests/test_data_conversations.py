@@ -104,5 +104,5 @@ def test_the_world_draws_without_end():
     judge, _ = load_conversations("geometry_world:judge", "val", seed=3)
     assert judge[5].images == ()
     assert judge[5].messages[-1].role == "assistant"
-    with pytest.raises(DataError, match="has no split 'dev'; take one of train, val, test"):
+    with pytest.raises(DataError, match=r"has no split 'dev'; set data\.split to one of train, val, test"):
         load_conversations("geometry_world:judge", "dev", seed=0)

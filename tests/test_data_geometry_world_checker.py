@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from perception_r1_jax.data.geometry_world import checker, facts
 from perception_r1_jax.data.geometry_world.language import deny, read_fact, say, statements
+from perception_r1_jax.data.geometry_world.problems import look_first, make_problem
 
 ROW = {
     "facts": ["The length of AB is 7.", "The length of BC is 12.", "Angle ABC measures 40 degrees."],
@@ -69,6 +72,11 @@ def test_what_is_a_statement_and_what_is_not(text, found):
         (ALL + " Angle ACB is 70 degrees.", True, 3, 0, ("right", "right")),  # true, though not written there
         (ALL + " So angle ACB is 75 degrees.", True, 2, 0, ("right", "right")),  # reasoning, not seeing
         (ALL + " So AB is 8.", False, 2, 1, ("misread", "right")),  # contradicts the picture
+        ("AC is 7. Angle ABC is 40 degrees.", False, 1, 1, ("misread", "right")),  # seen, and given to another side
+        ("AB is 7. Angle BAC is 40 degrees.", False, 1, 1, ("right", "misread")),
+        ("Angle BAC is 7 degrees. Angle ABC is 40 degrees.", False, 1, 1, ("absent", "right")),  # no length
+        ("AC is 5. Angle ABC is 40 degrees.", False, 1, 1, ("absent", "right")),  # neither its name nor its number
+        ("AC is not 7. Angle ABC is 40 degrees.", False, 2, 0, ("absent", "right")),
         ("", False, 0, 0, ("absent", "absent")),
     ],
 )
@@ -76,9 +84,55 @@ def test_perception(response, perceived, right, wrong, states):
     assert checker.perceive(ROW, response) == checker.Perception(perceived, right, wrong, states)
 
 
-@pytest.mark.parametrize("again", [ALL, "Segment BA measures 7. Angle ABC = 40 degrees."])
-def test_saying_a_thing_twice_counts_once_in_whatever_words(again):
-    assert checker.perceive(ROW, ALL + " " + again) == checker.perceive(ROW, ALL)
+@pytest.mark.parametrize(
+    ("response", "state"),
+    [
+        ("AC is parallel to DB.", "misread"),
+        ("AB is not parallel to CD.", "misread"),
+        ("AC is parallel to DB. AB is parallel to CD.", "right"),
+        ("AC and BD are equal.", "absent"),
+    ],
+)
+def test_a_relation_between_other_things_is_misread(response, state):
+    row = ROW | {name: ["AB is parallel to CD."] for name in ("facts", "needed")}
+    assert checker.perceive(row, response).states == (state,)
+
+
+WRONG = "AB is 9. Angle ABC is 40 degrees."
+
+
+@pytest.mark.parametrize(
+    ("said", "again"),
+    [
+        (ALL, ALL),
+        (ALL, "Segment BA measures 7. Angle ABC = 40 degrees."),
+        (ALL, "So AB is 7."),
+        (WRONG, "So AB is 9."),
+    ],
+)
+def test_saying_a_thing_twice_counts_once_in_whatever_words(said, again):
+    assert checker.perceive(ROW, said + " " + again) == checker.perceive(ROW, said)
+
+
+@pytest.mark.parametrize(
+    ("response", "looks_first", "wrong_kinds"),
+    [
+        (ALL, False, ()),
+        ("From left to right: " + ALL, True, ()),
+        ("From left to right: AC is 5. AB is 9. Angle ABC is 41 degrees. AB is parallel to BC.", True,
+         ("angle", "length", "length", "parallel")),
+    ],
+)  # fmt: skip
+def test_traits(response, looks_first, wrong_kinds):
+    assert checker.traits(ROW, response) == checker.Traits(looks_first, wrong_kinds)
+    assert len(wrong_kinds) == checker.perceive(ROW, response).wrong
+
+
+def test_a_response_of_the_world_that_looks_first_is_known():
+    problem = make_problem(3)
+    responses = [look_first(problem, random.Random(0)), problem.solution]
+    assert [checker.traits(problem.row(), response).looks_first for response in responses] == [True, False]
+    assert len({kind[0] for kind in facts.KINDS}) == len(facts.KINDS)  # records keep the first letter
 
 
 @pytest.mark.parametrize(

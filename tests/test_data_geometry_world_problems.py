@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import io
 import re
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -18,6 +19,7 @@ from perception_r1_jax.data.geometry_world.problems import FAMILY_SHARES, SIZES,
 from perception_r1_jax.data.geometry_world.write import write_split
 from perception_r1_jax.rewards import accuracy_reward, format_reward
 
+MAKEFILE = Path(__file__).resolve().parent.parent / "Makefile"
 PROBLEMS = {split: [make_problem(index, split) for index in range(150)] for split in SIZES}
 TRAIN = PROBLEMS["train"]
 
@@ -74,6 +76,17 @@ def test_needed_facts_are_in_the_picture_and_the_annotations_say_them():
         assert set(row["needed"]) <= set(row["facts"])
         assert re.findall(r"<info\d+>(.*)</info\d+>", row["visual_key_info"]) == row["needed"]
         assert not set(row["result"]) & set(row["facts"]), "what is asked for must not be written in the picture"
+
+
+def test_no_test_problem_of_the_makefile_s_world_is_one_of_seed_0():
+    """Those were looked at on the way to the recipe; a single fact may be needed in both worlds."""
+    seed = int(re.search(r"^WORLD_SEED := (\d+)$", MAKEFILE.read_text(), re.MULTILINE)[1])
+    asked = [
+        {(problem.question, problem.puzzle.figure.facts()) for problem in made}
+        for made in ([make_problem(index, "test", world) for index in range(SIZES["test"])] for world in (0, seed))
+    ]
+    assert [len(problems) for problems in asked] == [SIZES["test"]] * 2
+    assert asked[0].isdisjoint(asked[1])
 
 
 def test_splits_share_no_facts():

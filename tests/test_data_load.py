@@ -30,8 +30,14 @@ def test_folder_without_the_split_says_what_it_needs(tmp_path):
         load_problems(tmp_path, "dev")
 
 
-def test_unknown_split_of_the_world():
-    with pytest.raises(DataError, match="no split 'dev'; take one of train, val, test"):
+def test_a_split_that_is_not_there_is_told_with_those_that_are_and_the_field(tmp_path):
+    for name in ("train-00000-of-00002.parquet", "train-00001-of-00002.parquet", "test.jsonl", "notes.txt"):
+        (tmp_path / name).touch()
+    with pytest.raises(
+        DataError, match=r"no tets\.jsonl or tets\*\.parquet\. Set evaluation\.split to one of test, train"
+    ):
+        load_problems(tmp_path, "tets", "evaluation.split")
+    with pytest.raises(DataError, match=r"no split 'dev'; set data\.split to one of train, val, test"):
         load_problems("geometry_world", "dev")
 
 

@@ -66,6 +66,9 @@ class ScriptedEngine(Engine):
     def __init__(self, processor: Processor, answer):
         self.processor, self.answer, self.batches = processor, answer, []
 
+    def plan(self, rows, length, samples, sampling) -> None:
+        """There is room for all."""
+
     def generate(self, prompts, samples, sampling, key, *, decode, on_progress, on_groups) -> None:
         assert (samples, sampling.temperature, len(sampling.banned_ids)) == (1, 0.0, 5)
         assert sampling.stop_strings == ("The end.",)
@@ -84,7 +87,7 @@ class ScriptedEngine(Engine):
             stopped[row] = len(said) <= sampling.max_new_tokens
             said = said[: sampling.max_new_tokens]
             tokens[row, 0, : len(said)], mask[row, 0, : len(said)] = said, True
-        return FinishedGroups(list(range(len(texts))), tokens, mask, stopped)
+        return FinishedGroups(list(range(len(texts))), tokens, mask, np.zeros(mask.shape, np.float32), stopped)
 
 
 def test_what_is_asked(processor):

@@ -27,20 +27,11 @@ def test_every_field():
         perception=1.0,
         facts_right=1,
         facts_wrong=0,
-        facts_needed=2,
-        facts_found=2,
-        facts_misread=0,
         fact_states=["right", "right"],
         probe=1.0,
         probe_response="It is 5.",
         probe_finish_reason="stop",
     )
-
-
-def test_found_and_misread_are_counts_of_states():
-    item = grade_one(PROBLEM, Reply("x", "stop"), RIGHT, PROBED, stub_checker)
-    assert (item.fact_states, item.facts_found, item.facts_misread) == (["misread", "misread"], 0, 2)
-    assert (item.perception, item.facts_right, item.facts_wrong) == (0.0, 1, 1)
 
 
 def test_without_a_checker_there_is_accuracy_alone():

@@ -17,7 +17,7 @@ from perception_r1_jax.evaluation.files import (
     remove_evaluated,
     write_evaluated,
 )
-from perception_r1_jax.evaluation.items import Item
+from perception_r1_jax.evaluation.items import Item, read_items
 from perception_r1_jax.evaluation.mcnemar import difference_interval, mcnemar_exact
 from perception_r1_jax.evaluation.shown import comparison_table, describe
 from perception_r1_jax.evaluation.summary import fact_changes, summarise
@@ -121,6 +121,12 @@ def test_files_hold_all(tmp_path):
     assert path == tmp_path / "eval/val-0.jsonl"
     assert sorted(file.name for file in path.parent.iterdir()) == ["val-0.json", "val-0.jsonl"]
     assert json.loads(path.read_text().split("\n")[2])["failures"] == {"accuracy": "timed_out"}
+
+
+def test_a_file_of_a_version_that_kept_more_is_read(tmp_path):
+    path = tmp_path / "val-0.jsonl"
+    path.write_text('{"problem_id": "a", "accuracy": 1.0, "facts_needed": 2}\n')
+    assert read_items(path) == [Item("a", accuracy=1.0)]
 
 
 def test_later_evaluations_of_the_same_name_are_removed(tmp_path):

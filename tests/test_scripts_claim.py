@@ -47,6 +47,18 @@ def test_all_runs_that_are_recorded_leave_only_the_tables_to_make(script, tmp_pa
     assert (tmp_path / "out" / "table.md").is_file()
 
 
+def test_records_are_made_again_from_the_working_directories(script, tmp_path, capsys):
+    (run,) = plan(tmp_path, ["visual"], [3])
+    recorded(run)
+    whole = run.record.read_text()
+    run.record.unlink()
+    arguments = ["--out", tmp_path / "out", "--runs", tmp_path / "runs", "--config", tmp_path / "small.py"]
+    assert script.main([*map(str, arguments), "--variants", "visual", "--seeds", "3", "--grade_again"]) == 0
+    assert "1 of 1 runs graded and recorded again; not finished: none" in capsys.readouterr().out
+    assert run.record.read_text() == whole
+    assert (tmp_path / "out" / "table.md").is_file()
+
+
 def test_the_script_that_trains_is_named_as_one_types_it(script, tmp_path, monkeypatch):
     monkeypatch.setattr(script, "run_all", lambda runs, train, console: called.update(train=train) is not None)
     monkeypatch.chdir(SCRIPT.parent.parent)
@@ -60,7 +72,8 @@ def test_the_script_that_trains_is_named_as_one_types_it(script, tmp_path, monke
     ("arguments", "message"),
     [
         (["--variants", "visual,gamma_0.5"], "no variant 'gamma_0.5'; there are visual, accuracy_only"),
-        (["--seeds", "one"], "invalid _seeds value: 'one'"),
+        (["--seeds", "one"], "argument --seeds: 'one' is no list of whole numbers such as 0,1"),
+        (["--table_only", "--grade_again"], "not allowed with argument"),
     ],
 )
 def test_wrong_words_on_the_command_line(arguments, message, script, tmp_path, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +23,8 @@ class Outcomes:
         accuracy, perception, probe: a character per problem, "1" or "0".
         facts_right, facts_wrong: numbers of facts that a response states rightly and wrongly, with spaces between.
         fact_states: a letter for each needed fact (right, misread, absent), with spaces between problems.
+        wrong_kinds: a letter for each wrong fact, the first of its kind, likewise.
+        looks_first: as `accuracy`.
     """
 
     accuracy: str
@@ -30,15 +33,23 @@ class Outcomes:
     facts_right: str
     facts_wrong: str
     fact_states: str
+    wrong_kinds: str
+    looks_first: str
 
     @classmethod
-    def of(cls, items: Sequence[Item]) -> Outcomes:
-        """Those of an evaluation's items."""
+    def of(cls, items: Sequence[Item], traits: Sequence[Any]) -> Outcomes:
+        """Those of an evaluation's items; `traits` as its checker gives them, None without a response."""
         bits = {field: "".join(_bit(getattr(item, field)) for item in items) for field in FIELDS}
         counts = {
             name: " ".join(_count(getattr(item, name)) for item in items) for name in ("facts_right", "facts_wrong")
         }
-        return cls(**bits, **counts, fact_states=" ".join(_states(item.fact_states) for item in items))
+        return cls(
+            **bits,
+            **counts,
+            fact_states=" ".join(_initials(item.fact_states) for item in items),
+            wrong_kinds=" ".join(_initials(found and found.wrong_kinds) for found in traits),
+            looks_first="".join(_bit(found and found.looks_first) for found in traits),
+        )
 
     def parts(self, measure: str) -> tuple[np.ndarray, np.ndarray]:
         """One of `compare.RATES` as a ratio of sums over problems: float64 [problems] twice.
@@ -52,10 +63,20 @@ class Outcomes:
         right = _numbers(getattr(self, measure))
         return np.nan_to_num(right), (~np.isnan(right)).astype(np.float64)
 
+    @property
+    def needed(self) -> int:
+        """Number of facts that all solutions need."""
+        return sum(self.fact_states.count(state[0]) for state in (RIGHT, MISREAD, ABSENT))
+
+    @property
+    def stated(self) -> int:
+        """Number of facts that all responses state."""
+        return int(self.parts("precision")[1].sum())
+
     def states(self) -> dict[str, float]:
         """Share of the needed facts of all problems in each state."""
         counts = {state: self.fact_states.count(state[0]) for state in (RIGHT, MISREAD, ABSENT)}
-        return {state: count / max(sum(counts.values()), 1) for state, count in counts.items()}
+        return {state: count / max(self.needed, 1) for state, count in counts.items()}
 
 
 def share(parts: tuple[np.ndarray, np.ndarray]) -> float:
@@ -72,8 +93,8 @@ def _count(value: int | None) -> str:
     return NO_VALUE if value is None else str(value)
 
 
-def _states(states: Sequence[str] | None) -> str:
-    return NO_VALUE if states is None else "".join(state[0] for state in states)
+def _initials(words: Sequence[str] | None) -> str:
+    return NO_VALUE if words is None else "".join(word[0] for word in words)
 
 
 def _numbers(texts: Sequence[str]) -> np.ndarray:

@@ -10,13 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from flax import traverse_util
+from ml_collections import ConfigDict
 
 from perception_r1_jax.claim.variants import FULL, VARIANTS, changed_fields
 from perception_r1_jax.config import resolve
+from perception_r1_jax.data import load_problems
 from perception_r1_jax.errors import UserError
+from perception_r1_jax.evaluation.checker import FUNCTIONS, load_checker
 from perception_r1_jax.report.workdir import read_json
+from perception_r1_jax.training.run_record import hash_problems
 
 NEW, BEGUN, FINISHED, RECORDED = "new", "begun", "finished", "recorded"
+
+CHECKER_FUNCTIONS = (*FUNCTIONS, "reflected", "traits")
+"""What a run's evaluation and its record ask of the checker."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +36,8 @@ class PlannedRun:
         config_file: what `scripts/train.py` reads.
         changes: dotted config fields -> values that the run sets otherwise than that file, the seed included.
         config: the resolved config by dotted names, as `run.json` has it.
+        hashes: of the problems to learn from ("data") and to be evaluated on ("evaluation"), as `run.json` has them.
+            Not of the models: the same weights have another hash after each conversion.
         workdir: of the run.
         record: the file that keeps its results.
     """
@@ -38,6 +47,7 @@ class PlannedRun:
     config_file: Path
     changes: Mapping[str, Any]
     config: Mapping[str, Any]
+    hashes: Mapping[str, str]
     workdir: Path
     record: Path
 
@@ -56,23 +66,28 @@ class PlannedRun:
         """NEW, BEGUN (it goes on from its checkpoint), FINISHED (not recorded yet) or RECORDED.
 
         Raises:
-            UserError: what is there was made with another config; the message names the fields.
+            UserError: what is there was made with another config or of other problems; the message names what differs.
         """
         if self.record.is_file():
-            self._check(self.record, read_json(self.record)["run"]["config"])
+            self._check(self.record, read_json(self.record)["run"])
             return RECORDED
+        return self.progress()
+
+    def progress(self) -> str:
+        """NEW, BEGUN or FINISHED, by the working directory alone; raises as `state` does."""
         if not (self.workdir / "run.json").is_file():
             return NEW
-        self._check(self.workdir, read_json(self.workdir / "run.json")["config"])
+        self._check(self.workdir, read_json(self.workdir / "run.json"))
         return FINISHED if (self.workdir / "result.json").is_file() else BEGUN
 
-    def _check(self, place: Path, config: Mapping[str, Any]) -> None:
-        there = flatten(config)
-        if names := differing(there, self.config):
-            fields = "; ".join(f"{name} is {there[name]!r} there and {self.config[name]!r} here" for name in names)
+    def _check(self, place: Path, made: Mapping[str, Any]) -> None:
+        there = flatten({**made["config"], "hashes": made["hashes"]})
+        here = {**self.config, **flatten({"hashes": self.hashes})}
+        if names := differing(there, here):
+            fields = "; ".join(f"{name} is {there[name]!r} there and {here[name]!r} here" for name in names)
             raise UserError(
-                f"{place} is of another config: {fields}. To run it anew move {place} away or choose another "
-                f"{'--out' if place == self.record else '--runs'}; to keep it set the config back."
+                f"{place} is of another run: {fields}. To run it anew move {place} away or choose another "
+                f"{'--out' if place == self.record else '--runs'}; to keep it set config and data back."
             )
 
 
@@ -84,10 +99,11 @@ def plan_runs(
     A variant that sets nothing otherwise than the config is the full recipe, and has no runs of its own.
 
     Raises:
-        UserError, OSError: the config cannot be used as it is, or has no evaluation with a checker.
+        UserError, OSError: the config or its data cannot be used as they are, or it has no evaluation with a checker.
     """
+    hashes = _hash_data(config_file)
     planned = [
-        _plan(config_file, variant, seed, runs, out)
+        _plan(config_file, variant, seed, hashes, runs, out)
         for variant in variants
         for seed in (VARIANTS[variant].seeds if seeds is None else seeds)
     ]
@@ -95,20 +111,37 @@ def plan_runs(
     return sorted((run for run in planned if run is not None), key=lambda run: run.seed)
 
 
-def _plan(config_file: Path, variant: str, seed: int, runs: Path, out: Path) -> PlannedRun | None:
-    config = runpy.run_path(str(config_file))["get_config"]()
+def _hash_data(config_file: Path) -> dict[str, str]:
+    """`PlannedRun.hashes`: no variant has other data than the config file."""
+    config = resolve(_read(config_file))
+    for field in ("split", "checker"):
+        if not config.evaluation[field]:
+            raise UserError(f"config.evaluation.{field} of {config_file} is empty: without it nothing is measured.")
+    load_checker(config.evaluation.checker, CHECKER_FUNCTIONS)
+    data, _ = load_problems(config.data.path, config.data.split)
+    evaluated, _ = load_problems(config.data.path, config.evaluation.split)
+    return {
+        "data": hash_problems(data),
+        "evaluation": hash_problems(evaluated[: config.evaluation.problems or None]),
+    }
+
+
+def _read(config_file: Path) -> ConfigDict:
+    return runpy.run_path(str(config_file))["get_config"]()
+
+
+def _plan(
+    config_file: Path, variant: str, seed: int, hashes: Mapping[str, str], runs: Path, out: Path
+) -> PlannedRun | None:
+    config = _read(config_file)
     changes = changed_fields(variant, flatten(config.to_dict()))
     if not changes and variant != FULL:
         return None
     changes = {"seed": seed, **changes}
     config.update_from_flattened_dict(changes)
-    resolved = resolve(config)
-    for field in ("split", "checker"):
-        if not resolved.evaluation[field]:
-            raise UserError(f"config.evaluation.{field} of {config_file} is empty: without it nothing is measured.")
-    values = flatten(json.loads(resolved.to_json_best_effort()))
+    values = flatten(json.loads(resolve(config).to_json_best_effort()))
     name = f"{variant}-{seed}"
-    return PlannedRun(variant, seed, config_file, changes, values, runs / name, out / f"{name}.json")
+    return PlannedRun(variant, seed, config_file, changes, values, hashes, runs / name, out / f"{name}.json")
 
 
 def differing(config: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from perception_r1_jax.claim.outcomes import Outcomes
-from perception_r1_jax.claim.plan import PlannedRun, differing, flatten
+from perception_r1_jax.claim.plan import CHECKER_FUNCTIONS, PlannedRun, differing, flatten
 from perception_r1_jax.claim.variants import VARIANTS
 from perception_r1_jax.errors import UserError
-from perception_r1_jax.evaluation.files import items_file, read_evaluated
-from perception_r1_jax.evaluation.items import Item
+from perception_r1_jax.evaluation.checker import Row
+from perception_r1_jax.evaluation.compare import result_fields
+from perception_r1_jax.evaluation.files import Evaluated, items_file, read_evaluated
+from perception_r1_jax.evaluation.grade import grade_again
+from perception_r1_jax.evaluation.summary import summarise
 from perception_r1_jax.report.agreement import compare_judge
 from perception_r1_jax.report.checker import load_checker
 from perception_r1_jax.report.curves import draw_curves
 from perception_r1_jax.report.workdir import MissingData, Problems, Workdir, read_json
-from perception_r1_jax.training.run_record import hash_texts
 from perception_r1_jax.weights.side_files import write_json
 
 CURVES = {
@@ -50,8 +53,8 @@ class Record:
     Attributes:
         variant, seed: which run it is.
         changes: config fields that differ from the config file.
-        result: `result.json`.
-        problems: number of evaluated problems, and `ids`, a hash of their ids in order.
+        result: `result.json`, with what the checker says now.
+        problems: number of evaluated problems, `families`, their names, and `family`, each problem's place among these.
         before, after: outcomes of the problems before the first step and after the last.
         tenths: judge against checker; None in a run without a judge.
         curves: metric -> mean in each tenth of the run.
@@ -75,6 +78,11 @@ class Record:
         return f"{self.variant}-{self.seed}"
 
     @property
+    def families(self) -> list[str]:
+        """The family of each evaluated problem."""
+        return [self.problems["families"][int(place)] for place in self.problems["family"].split(" ")]
+
+    @property
     def config(self) -> dict[str, Any]:
         """The resolved config by dotted names."""
         return flatten(self.run["config"])
@@ -83,47 +91,70 @@ class Record:
 def record_run(run: PlannedRun) -> Record:
     """Reads a finished run's working directory and writes its record.
 
+    What the responses perceive is graded anew, so that all records say what the checker says now.
+
     Raises:
-        UserError: the directory lacks an evaluation.
+        UserError: the directory lacks an evaluation, its data have changed since, or its checker cannot be used.
     """
     workdir = Workdir.open(run.workdir)
-    record = _read_workdir(run, workdir)
+    try:
+        record = _read_workdir(run, workdir)
+    except MissingData as error:
+        raise UserError(f"{workdir.path} cannot be recorded. {error}") from error
     run.record.parent.mkdir(parents=True, exist_ok=True)
     write_json(run.record, dataclasses.asdict(record))
     return record
 
 
 def _read_workdir(run: PlannedRun, workdir: Workdir) -> Record:
-    before, after = (_items(workdir, step) for step in (0, run.config["steps"]))
-    ids = [item.problem_id for item in before]
+    checker, rows = load_checker(workdir, CHECKER_FUNCTIONS), _evaluated_rows(workdir)
+    before, after = (_grade(workdir, step, rows, checker) for step in (0, run.config["steps"]))
     return Record(
         variant=run.variant,
         seed=run.seed,
         changes=run.changes,
-        result=workdir.result,
-        problems={"count": len(ids), "ids": hash_texts(ids)},
-        before=Outcomes.of(before),
-        after=Outcomes.of(after),
-        tenths=_compare_judge(workdir) if run.config["judge.path"] else None,
+        result=workdir.result | result_fields(before, after),
+        problems=_describe([rows[item.problem_id].get("family", "all") for item in before.items]),
+        before=_outcomes(before, rows, checker),
+        after=_outcomes(after, rows, checker),
+        tenths=_compare_judge(workdir, checker) if run.config["judge.path"] else None,
         curves=draw_curves(list(workdir.metrics), CURVES).means,
         run=workdir.record,
     )
 
 
-def _items(workdir: Workdir, step: int) -> Sequence[Item]:
+def _evaluated_rows(workdir: Workdir) -> dict[str, Row]:
+    problems = Problems.load(workdir, "evaluation")
+    if problems.missing:
+        raise MissingData(f"The problems cannot be read: {problems.missing}")
+    return {name: problem.row for name, problem in problems.by_id.items()}
+
+
+def _grade(workdir: Workdir, step: int, rows: Mapping[str, Row], checker: ModuleType) -> Evaluated:
     path = items_file(workdir.path, workdir.setting("evaluation.split"), step)
     evaluated = read_evaluated(path)
     if evaluated is None:
         raise UserError(f"{path} is missing. Move {workdir.path} away to run it anew.")
-    return evaluated.items
+    items = [grade_again(item, rows[item.problem_id], checker) for item in evaluated.items]
+    return Evaluated(items, summarise(items, evaluated.summary.seconds))
 
 
-def _compare_judge(workdir: Workdir) -> list[Tenth]:
-    problems = Problems.load(workdir.setting("data.path"), workdir.setting("data.split"))
-    try:
-        parts = compare_judge(workdir.samples, problems, load_checker(workdir)).parts
-    except MissingData as error:
-        raise UserError(f"The judge of {workdir.path} cannot be compared with the checker. {error}") from error
+def _outcomes(evaluated: Evaluated, rows: Mapping[str, Row], checker: ModuleType) -> Outcomes:
+    traits = [
+        None if item.response is None else checker.traits(rows[item.problem_id], item.response)
+        for item in evaluated.items
+    ]
+    return Outcomes.of(evaluated.items, traits)
+
+
+def _describe(families: Sequence[str]) -> dict[str, Any]:
+    """`Record.problems`."""
+    names = sorted(set(families))
+    return {"count": len(families), "families": names, "family": " ".join(str(names.index(name)) for name in families)}
+
+
+def _compare_judge(workdir: Workdir, checker: ModuleType) -> list[Tenth]:
+    parts = compare_judge(workdir.samples, Problems.load(workdir, "data"), checker).parts
     return [Tenth(part.first, part.last, len(part.items), *part.means, part.pearson) for part in parts]
 
 
@@ -147,9 +178,17 @@ def _read_record(path: Path) -> Record:
         before, after = (Outcomes(**content.pop(name)) for name in ("before", "after"))
         tenths = content.pop("tenths")
         tenths = None if tenths is None else [Tenth(**tenth) for tenth in tenths]
-        return Record(**content, before=before, after=after, tenths=tenths)
+        record = Record(**content, before=before, after=after, tenths=tenths)
     except (KeyError, TypeError) as error:
-        raise UserError(f"{path} is no record of a run ({error!r}). Move it out of the folder.") from error
+        raise UserError(
+            f"{path} is no record of a run, or one of another version ({error!r}). Move it out of the folder; "
+            "--grade_again records finished runs anew."
+        ) from error
+    if record.variant not in VARIANTS:
+        raise UserError(
+            f"{path} is of the variant {record.variant!r}, none of {', '.join(VARIANTS)}. Move it out of the folder."
+        )
+    return record
 
 
 def check_alike(records: Sequence[Record]) -> None:
@@ -162,13 +201,14 @@ def check_alike(records: Sequence[Record]) -> None:
         UserError: two are not of the same config otherwise, training data, or evaluated problems.
     """
     first = records[0]
+    hashes = first.run["hashes"]
     free = {"seed"}.union(*(variant.fields for variant in VARIANTS.values()))
     for record in records:
         names = [name for name in differing(record.config, first.config) if name not in free]
         unlike = {
             f"config ({', '.join(names)})": bool(names),
-            "training data": record.run["hashes"]["data"] != first.run["hashes"]["data"],
-            "evaluated problems": record.problems != first.problems,
+            "training data": record.run["hashes"]["data"] != hashes["data"],
+            "evaluated problems": record.run["hashes"]["evaluation"] != hashes["evaluation"],
         }
         if any(unlike.values()):
             raise UserError(

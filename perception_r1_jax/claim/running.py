@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -18,9 +16,10 @@ from perception_r1_jax.claim.record import Record, record_run
 from perception_r1_jax.errors import UserError
 from perception_r1_jax.report.wording import duration, p_value, percent
 from perception_r1_jax.report.workdir import read_json
+from perception_r1_jax.training.lock import lock_folder
 from perception_r1_jax.training.stopping import StopRequest
 
-USUAL_SECONDS = 600.0
+USUAL_SECONDS = 360.0
 """Of a run with `configs/mini.py` on two cores, for the estimate before one has been measured."""
 
 POLL_SECONDS = 0.2
@@ -41,11 +40,11 @@ def run_all(runs: Sequence[PlannedRun], script: Path, console: Console) -> bool:
     left = [run for run in runs if states[run.name] != RECORDED]
     if not left:
         return True
-    with _alone(left[0].workdir.parent) as lock, StopRequest(console) as stop:
+    with lock_folder(left[0].workdir.parent, "--runs") as lock, StopRequest(console) as stop:
         for place, run in enumerate(left, 1):
             if states[run.name] != FINISHED:
                 console.rule(f"{run.name}, {place} of {len(left)}")
-                if not _train(run, script, lock, stop):
+                if not _train(run, script, lock.fileno(), stop):
                     console.print(f"stopped in {run.name}; the same command goes on from there.")
                     return False
             record = record_run(run)
@@ -55,6 +54,19 @@ def run_all(runs: Sequence[PlannedRun], script: Path, console: Console) -> bool:
                 console.print(f"stopped after {run.name}; the same command goes on from there.")
                 return False
     return True
+
+
+def record_again(runs: Sequence[PlannedRun], console: Console) -> None:
+    """Makes the records of all finished runs anew from their working directories, and trains nothing.
+
+    Raises:
+        UserError: a directory was made with another config or of other problems, or cannot be recorded.
+    """
+    finished = [run for run in runs if run.progress() == FINISHED]
+    for run in finished:
+        console.print(_summary(record_run(run)))
+    left = [run for run in runs if run not in finished]
+    console.print(f"{len(finished)} of {len(runs)} runs graded and recorded again; not finished: {describe(left)}")
 
 
 def _announce(runs: Sequence[PlannedRun], states: dict[str, str], seconds: Sequence[float]) -> str:
@@ -94,6 +106,7 @@ def _train(run: PlannedRun, script: Path, lock: int, stop: StopRequest) -> bool:
 def _wait(command: Sequence[str], lock: int, stop: StopRequest) -> int:
     """Runs a command; its exit status. A stop request is passed on once, a second one ends both at once.
 
+    The process inherits the lock: where it outlives this one, nobody else trains there.
     The process has a session of its own: Ctrl-C in a terminal would reach it twice otherwise, and twice is at once.
     """
     with subprocess.Popen(command, start_new_session=True, pass_fds=[lock]) as process:
@@ -106,26 +119,6 @@ def _wait(command: Sequence[str], lock: int, stop: StopRequest) -> int:
         except KeyboardInterrupt:
             process.terminate()
             raise
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[int]:
-    """Holds a folder of runs; yields the lock's file descriptor.
-
-    The training inherits it. So one that outlives this process, as after a kill, keeps others from its folder.
-
-    Raises:
-        UserError: another process holds the folder.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"another process is training in {folder}. Wait for its end or stop it, or choose another --runs."
-            ) from error
-        yield file.fileno()
 
 
 def _summary(record: Record) -> str:

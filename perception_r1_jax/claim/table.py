@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from perception_r1_jax.claim.comparison import Difference, Pair, after, compare, measured, pair_seeds
+from perception_r1_jax.claim.families import by_family, by_wrong_fact
+from perception_r1_jax.claim.markdown import NOTHING, percent, rows_to_markdown
 from perception_r1_jax.claim.record import Record, read_records
 from perception_r1_jax.claim.variants import FULL, PLAIN, VARIANTS, changed_fields
 from perception_r1_jax.evaluation.summary import FIELDS
 from perception_r1_jax.report import wording
 from perception_r1_jax.report.agreement import THRESHOLD
 from perception_r1_jax.report.meaning import SIGNIFICANT
-
-NOTHING = "–"
 
 
 def write_table(out: Path) -> str:
@@ -24,16 +24,10 @@ def write_table(out: Path) -> str:
         UserError: there are no records, or they are not of one ablation.
     """
     records = read_records(out)
-    sections = (_head, _claim, _runs, _other_variants, _seeing, _judge)
+    sections = (_head, _claim, _runs, _other_variants, _seeing, _stating, by_family, by_wrong_fact, _judge)
     text = "\n\n".join(part for section in sections if (part := section(records))) + "\n"
     (out / "table.md").write_text(text, encoding="utf-8")
     return text
-
-
-def rows_to_markdown(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
-    """A table; the first `left` columns are set left, the others right."""
-    lines = [header, [*[":--"] * left, *["--:"] * (len(header) - left)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _head(records: Sequence[Record]) -> str:
@@ -206,8 +200,9 @@ def _seeing(records: Sequence[Record]) -> str:
         "",
         rows_to_markdown(header, [_facts_row(name, _of(name, records)) for name in names]),
         "",
-        "Shares of needed facts, before → after, and needed facts gained and lost between the two, a run: stated where "
-        "nothing was stated, or read rightly where it was misread. Means over seeds.",
+        "Shares of needed facts, before → after, and needed facts gained and lost between the two, a run. A fact is "
+        "misread that is denied, whose name gets another number, or whose number another name (a relation: other "
+        "letters); newly right was misread before, and of what is newly stated nothing was stated. Means over seeds.",
     ])  # fmt: skip
 
 
@@ -219,6 +214,29 @@ def _facts_row(name: str, records: Sequence[Record]) -> tuple[str, ...]:
         *(f"{percent(before[state])} → {percent(after[state])}" for state in before),
         f"{changes['newly_stated']:.0f} : {changes['no_longer_stated']:.0f}",
         f"{changes['newly_right']:.0f} : {changes['no_longer_right']:.0f}",
+    )
+
+
+def _stating(records: Sequence[Record]) -> str:
+    needed = records[0].before.needed
+    header = ("run", "facts stated", "a needed fact", "responses that look first")
+    return "\n".join([
+        "## How much is stated, and what is done first",
+        "",
+        rows_to_markdown(header, [_stating_row(record, needed) for record in records]),
+        "",
+        f"Before → after. Facts stated are all, right and wrong; the solutions need {needed}. A response that looks "
+        "first goes over the picture from left to right before it thinks.",
+    ])  # fmt: skip
+
+
+def _stating_row(record: Record, needed: int) -> tuple[str, ...]:
+    sides = (record.before, record.after)
+    return (
+        f"`{record.name}`",
+        " → ".join(f"{side.stated:,}" for side in sides),
+        " → ".join(f"{side.stated / needed:.2f}" for side in sides),
+        " → ".join(str(side.looks_first.count("1")) for side in sides),
     )
 
 
@@ -258,8 +276,3 @@ def _of(name: str, records: Sequence[Record]) -> list[Record]:
 
 def _mean(dicts: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {key: statistics.fmean(values[key] for values in dicts) for key in dicts[0]}
-
-
-def percent(value: float | None) -> str:
-    """A share, or a dash where there is none."""
-    return NOTHING if value is None else wording.percent(value)

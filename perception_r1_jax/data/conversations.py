@@ -24,6 +24,7 @@ from perception_r1_jax.data.geometry_world.conversations import (
 )
 from perception_r1_jax.data.geometry_world.problems import SHARES
 from perception_r1_jax.data.json_lines import numbered_lines, parse_object
+from perception_r1_jax.data.load import splits_in
 from perception_r1_jax.data.parquet import COLUMNS, Columns, parquet_rows, read_image, to_row
 from perception_r1_jax.data.scan import RowReport, check_headers, check_unicode
 from perception_r1_jax.records import IMAGE_MARKER, Conversation, Message
@@ -73,7 +74,9 @@ class DrawnConversations(Sequence[Conversation]):
         return WORLD[self.path](index, self.split, self.seed)
 
 
-def load_conversations(path: str, split: str, seed: int) -> tuple[Sequence[Conversation], str]:
+def load_conversations(
+    path: str, split: str, seed: int, field: str = "data.split"
+) -> tuple[Sequence[Conversation], str]:
     """Reads and checks one split.
 
     Args:
@@ -81,6 +84,7 @@ def load_conversations(path: str, split: str, seed: int) -> tuple[Sequence[Conve
             its name), or one of `WORLD`.
         split: "train", "val", "test", or as the files are named.
         seed: of a drawn source.
+        field: of the config that says the split, for messages.
 
     Returns:
         The usable conversations in the order of the source, and what became of every row, in a few lines for people.
@@ -89,27 +93,31 @@ def load_conversations(path: str, split: str, seed: int) -> tuple[Sequence[Conve
         DataError: nothing is there, a file cannot be used at all, or no row of it can.
     """
     if path in WORLD:
-        return _drawn(path, split, seed), f"{path} ({split}): each conversation is drawn when it is needed"
+        return _drawn(path, split, seed, field), f"{path} ({split}): each conversation is drawn when it is needed"
     report = RowReport(f"{path} ({split})")
-    conversations = _checked(itertools.chain.from_iterable(map(_read, _files(Path(path), split))), report)
+    conversations = _checked(itertools.chain.from_iterable(map(_read, _files(Path(path), split, field))), report)
     if not conversations:
         raise DataError(f"No usable conversation in {path}. What was found:\n{report.summary()}")
     return conversations, report.summary()
 
 
-def _drawn(path: str, split: str, seed: int) -> DrawnConversations:
+def _drawn(path: str, split: str, seed: int, field: str) -> DrawnConversations:
     if split not in SHARES:
-        raise DataError(f"{path} has no split {split!r}; take one of {', '.join(SHARES)}.")
+        raise DataError(f"{path} has no split {split!r}; set {field} to one of {', '.join(SHARES)}.")
     return DrawnConversations(path, split, seed)
 
 
-def _files(source: Path, split: str) -> list[Path]:
+def _files(source: Path, split: str, field: str) -> list[Path]:
     if source.is_file() and source.suffix in (".jsonl", ".parquet"):
         return [source]
     if (source / f"{split}.jsonl").is_file():
         return [source / f"{split}.jsonl"]
     if files := sorted(source.glob(f"{split}*.parquet")):
         return files
+    if there := splits_in(source):
+        raise DataError(
+            f"{source.absolute()} has no {split}.jsonl or {split}*.parquet. Set {field} to one of {', '.join(there)}."
+        )
     raise DataError(
         f"{source.absolute()} is no .jsonl or .parquet file and no folder with {split}.jsonl or {split}*.parquet. "
         f"Set data.path to one, or to {' or '.join(map(repr, WORLD))}."

@@ -17,13 +17,16 @@ WORLD = "geometry_world"
 """As a path: the world's problems, drawn on the spot."""
 
 
-def load_problems(path: str | Path, split: str = "train") -> tuple[list[Problem], ScanReport]:
+def load_problems(
+    path: str | Path, split: str = "train", field: str = "data.split"
+) -> tuple[list[Problem], ScanReport]:
     """Reads and scans one split.
 
     Args:
         path: a folder with `{split}.jsonl` (Geometry3K) or `{split}*.parquet` (the authors' columns), one
             parquet file (which is then the split, whatever its name), or "geometry_world" for drawn problems.
         split: "train", "val", "test", or as the files are named.
+        field: of the config that says the split, for messages.
 
     Returns:
         The usable problems in the order of the source, and what became of every row.
@@ -32,15 +35,15 @@ def load_problems(path: str | Path, split: str = "train") -> tuple[list[Problem]
         DataError: nothing is there, a file cannot be used at all, or no row of it can.
     """
     report = ScanReport(f"{path} ({split})")
-    problems = scan(_read(str(path), split, report), report)
+    problems = scan(_read(str(path), split, field, report), report)
     if not problems:
         raise DataError(f"No usable problem in {path}. What was found:\n{report.summary()}")
     return problems, report
 
 
-def _read(path: str, split: str, report: ScanReport) -> Iterator[Problem | DroppedProblem]:
+def _read(path: str, split: str, field: str, report: ScanReport) -> Iterator[Problem | DroppedProblem]:
     if path == WORLD:
-        return _draw(split)
+        return _draw(split, field)
     source = Path(path)
     if not source.exists():
         raise DataError(f"No data at {source.absolute()}. Set data.path to a folder or parquet file, or to {WORLD!r}.")
@@ -54,12 +57,20 @@ def _read(path: str, split: str, report: ScanReport) -> Iterator[Problem | Dropp
     if (source / f"{split}.jsonl").is_file():
         return read_geometry3k(source, split, report)
     files = sorted(source.glob(f"{split}*.parquet"))
+    if not files and (there := splits_in(source)):
+        raise DataError(f"{source} has no {split}.jsonl or {split}*.parquet. Set {field} to one of {', '.join(there)}.")
     if not files:
         raise DataError(f"{source} is no parquet file and no folder with {split}.jsonl or {split}*.parquet.")
     return itertools.chain.from_iterable(map(read_parquet, files))
 
 
-def _draw(split: str) -> Iterator[Problem]:
+def splits_in(folder: Path) -> list[str]:
+    """The splits of which a folder has files, by how their names begin."""
+    files = (path for ending in ("jsonl", "parquet") for path in folder.glob(f"*.{ending}"))
+    return sorted({path.stem.partition("-")[0] for path in files})
+
+
+def _draw(split: str, field: str) -> Iterator[Problem]:
     if split not in SIZES:
-        raise DataError(f"The geometry world has no split {split!r}; take one of {', '.join(SIZES)}.")
+        raise DataError(f"The geometry world has no split {split!r}; set {field} to one of {', '.join(SIZES)}.")
     return (make_problem(index, split).problem() for index in range(SIZES[split]))

@@ -12,10 +12,11 @@ from typing import Any, Protocol
 from perception_r1_jax.errors import UserError
 
 RIGHT, MISREAD, ABSENT = "right", "misread", "absent"
-"""The states of a fact that a solution needs: stated as it is, stated otherwise, not stated."""
+"""The states of a fact that a solution needs: stated as it is, stated otherwise or of something else, not stated."""
 
 FUNCTIONS = ("perceive", "probe", "probe_right")
-"""What an evaluation asks. A report asks for `reflected(annotation, response)` too: what an ideal judge would say."""
+"""What an evaluation asks. A report asks for `reflected(annotation, response)` too: what an ideal judge would say; and
+the ablation for `traits(row, response)`, what it counts besides: `looks_first` and `wrong_kinds`."""
 
 Row = Mapping[str, Any]
 

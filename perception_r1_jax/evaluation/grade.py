@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from perception_r1_jax.evaluation.checker import MISREAD, RIGHT, Checker
+from perception_r1_jax.evaluation.checker import Checker, Row
 from perception_r1_jax.evaluation.items import Item
 from perception_r1_jax.evaluation.task import Evaluation
 from perception_r1_jax.inference.replies import Reply
 from perception_r1_jax.records import Problem
 from perception_r1_jax.rewards.accuracy import Accuracy, AccuracyPool
 from perception_r1_jax.rewards.grading import OK, answer_text
+
+PERCEIVED = ("perception", "facts_right", "facts_wrong", "fact_states")
+"""The fields of an item that a checker's `perceive` fills."""
 
 
 def grade(
@@ -40,6 +44,15 @@ def grade_one(
     )
 
 
+def grade_again(item: Item, row: Row, checker: Checker) -> Item:
+    """The item as a checker reads its response now; answer and probe stay as they were graded."""
+    if item.response is None:
+        return item
+    failures = {field: reason for field, reason in item.failures.items() if field != "perception"}
+    read = _attempt("perception", failures, lambda: _perceive(checker, row, item.response))
+    return dataclasses.replace(item, **dict.fromkeys(PERCEIVED) | read, failures=failures)
+
+
 def _read_response(
     problem: Problem, response: Reply, accuracy: Accuracy | None, checker: Checker | None, failures: dict[str, str]
 ) -> dict[str, Any]:
@@ -56,7 +69,7 @@ def _read_response(
     }
     if checker is None:
         return read
-    return read | _attempt("perception", failures, lambda: _perceive(checker, problem, response))
+    return read | _attempt("perception", failures, lambda: _perceive(checker, problem.row, response.text))
 
 
 def _read_probe(problem: Problem, probe: Reply, checker: Checker, failures: dict[str, str]) -> dict[str, Any]:
@@ -76,14 +89,11 @@ def _attempt(field: str, failures: dict[str, str], check: Callable[[], dict[str,
         return {}
 
 
-def _perceive(checker: Checker, problem: Problem, response: Reply) -> dict[str, Any]:
-    perception = checker.perceive(problem.row, response.text)
+def _perceive(checker: Checker, row: Row, response: str) -> dict[str, Any]:
+    perception = checker.perceive(row, response)
     return {
         "perception": float(perception.perceived),
         "facts_right": perception.right,
         "facts_wrong": perception.wrong,
-        "facts_needed": len(perception.states),
-        "facts_found": perception.states.count(RIGHT),
-        "facts_misread": perception.states.count(MISREAD),
         "fact_states": list(perception.states),
     }

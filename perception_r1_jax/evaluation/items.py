@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,10 +22,7 @@ class Item:
         perception: 1.0 or 0.0, whether the response perceives the picture; this and all below by a checker.
         facts_right: stated facts that are true of the picture.
         facts_wrong: stated facts that are not.
-        facts_needed: facts that the solution needs.
-        facts_found: those of them that are stated rightly.
-        facts_misread: those of them that are stated otherwise.
-        fact_states: "right", "misread" or "absent" of each needed fact.
+        fact_states: "right", "misread" or "absent" of each fact that the solution needs.
         probe: 1.0 or 0.0, whether the question for a single fact is answered rightly.
         probe_response: the answer to it.
         probe_finish_reason: as `finish_reason`.
@@ -39,9 +37,6 @@ class Item:
     perception: float | None = None
     facts_right: int | None = None
     facts_wrong: int | None = None
-    facts_needed: int | None = None
-    facts_found: int | None = None
-    facts_misread: int | None = None
     fact_states: Sequence[str] | None = None
     probe: float | None = None
     probe_response: str | None = None
@@ -50,6 +45,10 @@ class Item:
 
 
 def read_items(path: Path) -> list[Item]:
-    """The items of an evaluation's file."""
+    """The items of an evaluation's file; what a line has besides is of another version."""
     with path.open(encoding="utf-8", newline="\n") as file:
-        return [Item(**json.loads(line)) for line in file]
+        return [_read_item(json.loads(line)) for line in file]
+
+
+def _read_item(line: Mapping[str, Any]) -> Item:
+    return Item(**{field.name: line[field.name] for field in dataclasses.fields(Item) if field.name in line})

@@ -25,7 +25,8 @@ class Evaluation:
         instruction: what follows each question after a space; "" is nothing.
         checker: tells what responses perceive; None leaves perception and probe without data.
         questions: the probe's question for each problem; empty without a checker.
-        batch_size: prompts of a batch; the last one is filled up with empty rows.
+        batch_size: problems of a shape with the engine at a time; where one is done, the next of its shape takes its
+            place.
         max_new_tokens: limit of a response in tokens.
         probe_max_new_tokens: limit of the answer to a probe in tokens.
         stop_strings: texts that end a response, as in the run's rollouts.
@@ -60,7 +61,7 @@ def load_evaluation(config: ConfigDict, console: Console) -> Evaluation | None:
     if not settings.split:
         return None
     checker = load_checker(settings.checker) if settings.checker else None
-    problems, report = load_problems(config.data.path, settings.split)
+    problems, report = load_problems(config.data.path, settings.split, "evaluation.split")
     console.print(report.summary())
     problems = problems[: settings.problems or None]
     return Evaluation(

@@ -18,6 +18,8 @@ LENGTH, ANGLE, RIGHT, EQUAL, PARALLEL, DIAMETER, CENTER = (
     "center",
 )
 
+KINDS = (LENGTH, ANGLE, RIGHT, EQUAL, PARALLEL, DIAMETER, CENTER)
+
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Fact:

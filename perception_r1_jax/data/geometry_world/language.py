@@ -75,7 +75,7 @@ class Statement:
 
     Attributes:
         fact: what is stated, or denied.
-        words: the part of the text that says so; statements of the same in other words are equal.
+        words: the part of the text that says so; statements of the same in other words, or places, are equal.
         start: where it stands in the text, in characters.
         denied: the text says that it is not so.
         concluded: it stands behind a "so", as a result of reasoning.
@@ -85,7 +85,7 @@ class Statement:
     words: str = dataclasses.field(compare=False)
     start: int = dataclasses.field(compare=False)
     denied: bool
-    concluded: bool
+    concluded: bool = dataclasses.field(compare=False)
 
     def contradicts(self, fact: Fact) -> bool:
         """Whether it denies the fact, or states another value for what the fact is about."""
