@@ -117,7 +117,7 @@ def get_config() -> ConfigDict:
     config.grpo.drop_flat_groups = False  # theirs goes through all
     config.grpo.updates_per_batch = 1  # strictly on-policy
     config.grpo.micro_batch_prompts = 16  # theirs is 8 responses a device; one prompt a device on 16 devices
-    config.grpo.micro_batch_samples = 1  # one row of up to 8,192 tokens a device
+    config.grpo.micro_batch_samples = 1  # a row has up to 8,192 tokens: one response of 4,096, or 8 of 512
     config.grpo.log_prob_chunk = 256  # ours: as many logits at a time as 256 positions of a row have, 156 MB in float32
 
     config.optimizer.name = "adamw"  # theirs

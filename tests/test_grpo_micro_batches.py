@@ -38,12 +38,46 @@ def test_by_hand():
     assert [(one.length, one.windows, one.tokens) for one in micro_batches] == [(32, 1, 3), (32, 1, 8)]
 
 
-def test_a_group_is_split_by_length():
+def test_a_group_that_is_too_long_is_split_by_length():
+    """Rows have room for two responses of eight tokens; the groups of prompts 1, 3 and 5 take three tokens at most."""
     rows = {(one.prompts.item(), *one.samples[0].tolist()): one.tokens for one in cut(1, 2)}
-    assert {key: rows[key] for key in [(0, 1, 3), (0, 2, 0), (2, 0, 1), (2, 2, 3), (4, 1, 2), (4, 0, 3)]} == {
-        (0, 1, 3): 8, (0, 2, 0): 3, (2, 0, 1): 8, (2, 2, 3): 6, (4, 1, 2): 8, (4, 0, 3): 6
+    assert rows == {
+        (0, 1, 3): 8, (0, 2, 0): 3, (2, 0, 1): 8, (2, 2, 3): 6, (4, 1, 2): 8, (4, 0, 3): 6,
+        (1, 0, 1, 2, 3): 3, (3, 0, 3, 1, 2): 3, (5, 0, 2, 3, 1): 3,
     }  # fmt: skip
-    assert len(rows) == 12
+
+
+def test_a_row_is_as_wide_as_short_responses_leave_room():
+    """Rows for 2 responses of 40 tokens, and for more of those whose bucket is smaller."""
+    lengths = np.array([3, 10, 11, 20, 21, 40])
+    mask = np.broadcast_to(np.arange(40) < lengths[:, None, None], (6, 8, 40))
+    fields = {"rollout__response_buckets": (5, 10, 20, 40), "grpo__micro_batch_prompts": 1}
+    micro_batches = cut_batch(prompts(), mask, mask.any(-1), run_config(**fields, grpo__micro_batch_samples=2))
+    assert {(one.prompts.item(), one.tokens, one.samples.shape[1]) for one in micro_batches} == {
+        (0, 5, 8), (1, 10, 8), (2, 20, 4), (3, 20, 4), (4, 40, 2), (5, 40, 2)
+    }  # fmt: skip
+    assert len(micro_batches) == 1 + 1 + 2 + 2 + 4 + 4
+
+
+def test_a_long_response_does_not_keep_the_others_of_its_group_apart():
+    lengths = np.array([3, 40, 3, 3, 12, 3, 3, 3])
+    mask = np.broadcast_to(np.arange(40) < lengths[:, None], (6, 8, 40))
+    fields = {"rollout__response_buckets": (5, 10, 20, 40), "grpo__micro_batch_prompts": 1}
+    micro_batches = cut_batch(prompts(), mask, mask.any(-1), run_config(**fields, grpo__micro_batch_samples=1))
+    rows = {(one.tokens, *one.samples[0].tolist()) for one in micro_batches if one.prompts.item() == 0}
+    assert rows == {(40, 1), (20, 4, 0), (5, 2, 3, 5, 6), (5, 7)}
+
+
+def test_rows_of_a_micro_batch_are_equally_wide():
+    """The only row of eight is split, since two make a micro-batch."""
+    lengths = np.array([3, 10, 11, 20, 21, 40])
+    mask = np.broadcast_to(np.arange(40) < lengths[:, None, None], (6, 8, 40))
+    fields = {"rollout__response_buckets": (5, 10, 20, 40), "grpo__micro_batch_prompts": 2}
+    micro_batches = cut_batch(prompts(), mask, mask.any(-1), run_config(**fields, grpo__micro_batch_samples=1))
+    assert {(prompt, one.samples.shape[1]) for one in micro_batches for prompt in one.prompts.tolist()} == {
+        (0, 4), (1, 4), (2, 2), (3, 2), (4, 1), (5, 1)
+    }  # fmt: skip
+    assert {one.samples.shape[0] for one in micro_batches} == {2}
 
 
 @pytest.mark.parametrize(("rows", "samples"), [(1, 1), (2, 2), (3, 1), (6, 4), (1, 4)])

@@ -74,6 +74,43 @@ def test_all_parts_equal_the_oracle(loss, fields):
     assert ("importance_mean" in stats) == bool(grpo.importance_cap)
 
 
+@pytest.mark.parametrize(
+    ("estimator", "slope"), [("k1", np.ones_like), ("k2", lambda d: d), ("k3", lambda d: 1 - np.exp(-d))]
+)
+def test_the_kl_term_has_its_estimator_s_gradient(estimator, slope):
+    rows, logps, entropy = jax.tree.map(jnp.asarray, case())
+    grpo = run_config(grpo__kl_estimator=estimator).grpo
+
+    def total(logps, weight):
+        losses, _ = token_objective(grpo, rows, logps, entropy, weight)
+        return jnp.sum(losses, where=rows.mask)
+
+    given = jax.grad(total)(logps, jnp.float32(KL_WEIGHT)) - jax.grad(total)(logps, jnp.float32(0))
+    expected = np.where(rows.mask, KL_WEIGHT * slope(logps - rows.reference_logps), 0)
+    np.testing.assert_allclose(given, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["clipped", "gspo"])
+@pytest.mark.parametrize("seed", range(3))
+def test_off_policy_the_gradient_is_the_oracle_s(loss, seed):
+    """By differences of the oracle in float64, far from the places where a clip begins."""
+    rows, logps, entropy = case(seed)
+    grpo = run_config(grpo__loss=loss, grpo__importance_cap=2.0).grpo
+
+    def total(rows, logps, entropy):
+        losses, _ = token_objective(grpo, rows, logps, entropy, jnp.float32(KL_WEIGHT))
+        return jnp.sum(losses, where=rows.mask)
+
+    expected = np.zeros(logps.shape)
+    for at in zip(*np.nonzero(rows.mask)):
+        step = np.zeros(logps.shape)
+        step[at] = 1e-6
+        ends = (oracle(grpo, rows, logps.astype(np.float64) + sign * step, entropy).sum() for sign in (1, -1))
+        expected[at] = (next(ends) - next(ends)) / 2e-6
+    given = jax.grad(total, argnums=1)(*jax.tree.map(jnp.asarray, (rows, logps, entropy)))
+    np.testing.assert_allclose(given, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_without_old_log_probs_the_policy_s_own_are_old_and_stopped():
     rows, logps, entropy = jax.tree.map(jnp.asarray, case())
     rows = dataclasses.replace(rows, old_logps=None, reference_logps=None)

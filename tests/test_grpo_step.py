@@ -13,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 
+from perception_r1_jax.grpo import step as grpo_step
 from perception_r1_jax.grpo.aggregation import token_weights
 from perception_r1_jax.grpo.kl import token_kl
 from perception_r1_jax.grpo.log_probs import response_log_probs
@@ -217,6 +218,34 @@ def off_policy():
     own = log_probs(tiny.params(), batch.prompts, batch.responses, batch.mask)
     old, far = own + np.random.default_rng(0).normal(size=(2, *own.shape)).astype(np.float32) * 0.3
     return own, dataclasses.replace(batch, old_logps=old, reference_logps=far, rollout_logps=old + np.float32(0.1))
+
+
+def test_inputs_of_two_micro_batches_lie_on_the_devices_at_once(monkeypatch):
+    events = []
+
+    class Result:
+        """Of a micro-batch, of which it is seen when it is waited for."""
+
+        def __init__(self, index: int):
+            self.index = index
+
+        def block_until_ready(self):
+            events.append(f"wait {self.index}")
+
+        def __array__(self, dtype=None, copy=None):
+            return np.zeros((2, 4, 8), np.float32)
+
+    def compute(*args):
+        events.append("compute")
+        return Result(events.count("compute") - 1)
+
+    log_probs = LogProbs(tiny.CONFIG, run_config(grpo__micro_batch_prompts=2), one_device_mesh())
+    log_probs.log_probs = compute
+    monkeypatch.setattr(grpo_step, "put_batch", lambda mesh, arrays: events.append("put") or arrays)
+    batch = make_batch(extra_response=2)
+    log_probs({}, batch.prompts, np.ones_like(batch.responses), np.ones_like(batch.mask))
+    first, *later = ("put", "compute"), ("put", "compute"), ("wait 0", "put", "compute"), ("wait 1", "put", "compute")
+    assert events == [*first, *(event for events in later for event in events)]
 
 
 def test_loss_and_metrics_equal_the_pure_functions_on_the_log_probs():

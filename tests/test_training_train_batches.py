@@ -7,6 +7,7 @@ import types
 
 import jax
 import numpy as np
+import pytest
 
 from perception_r1_jax.grpo.advantages import group_advantages
 from perception_r1_jax.records import Rollout, Scores
@@ -21,8 +22,8 @@ def fake_run(**fields):
     """A run whose log-probs are made up: the reference is half a nat below the policy on every token."""
 
     def add_log_probs(params, batch):
-        logps = np.full(batch.mask.shape, OLD)
-        return dataclasses.replace(batch, old_logps=logps, reference_logps=np.full_like(logps, REFERENCE))
+        old, reference = (np.where(batch.mask, logp, 0) for logp in (OLD, REFERENCE))
+        return dataclasses.replace(batch, old_logps=old, reference_logps=reference)
 
     config = run_config(**{f"grpo__{name}": value for name, value in fields.items()})
     state = types.SimpleNamespace(params=None, step=np.array(0), kl_scale=np.array(1.0, np.float32))
@@ -61,21 +62,33 @@ def test_masked_truncated_responses_have_no_tokens_but_count_in_their_group():
     np.testing.assert_array_equal(advantages.advantages, group_advantages(scores.total, scores.valid))
 
 
-def test_several_updates_share_the_groups_and_the_reward_s_kl_finds_its_response():
+@pytest.mark.parametrize("mask_truncated", [False, True])
+def test_several_updates_share_the_groups_and_the_reward_s_kl_finds_its_response(mask_truncated):
+    """A response that was cut pays for its KL too, whether its tokens count in the loss or not."""
     groups = case()
     rollout, scores = groups.rollout, groups.scores
     run = fake_run(
         updates_per_batch=2, micro_batch_prompts=2, kl_in="reward", kl_estimator="k1",
-        kl_coefficient=0.1, advantages="dr_grpo",
+        kl_coefficient=0.1, advantages="dr_grpo", mask_truncated=mask_truncated,
     )  # fmt: skip
     batches, advantages = make_train_batches(run, groups)
     lengths = (rollout.mask & scores.valid[:, :, None]).sum(-1)
     expected = group_advantages(scores.total - np.float32(0.1 * 0.5) * lengths, scores.valid, kind="dr_grpo")
     np.testing.assert_allclose(advantages.advantages, expected, atol=1e-6)
     assert [len(batch.mask) for batch in batches] == [4, 4]
-    for start, batch in zip((0, 4), batches):
-        np.testing.assert_array_equal(batch.responses, rollout.tokens[start : start + 4])
-        np.testing.assert_array_equal(batch.advantages, advantages.advantages[start : start + 4])
+    for update, batch in enumerate(batches):
+        np.testing.assert_array_equal(batch.responses, rollout.tokens[update::2])
+        np.testing.assert_array_equal(batch.advantages, advantages.advantages[update::2])
+        assert batch.mask[:, 3].any() != mask_truncated
+
+
+def test_updates_have_alike_many_groups_with_signal_where_those_stand_first():
+    """As dynamic sampling leaves a batch that it could not fill."""
+    groups = case()
+    groups.scores.total[:] = np.where(np.arange(8)[:, None] < 4, groups.scores.total + np.arange(4), 0.0)
+    batches, advantages = make_train_batches(fake_run(updates_per_batch=4, micro_batch_prompts=2), groups)
+    assert advantages.no_signal.tolist() == [False] * 4 + [True] * 4
+    assert [int(np.any(batch.advantages, axis=1).sum()) for batch in batches] == [1, 1, 1, 1]
 
 
 def test_metrics_of_several_updates_are_means_but_for_tokens_and_skipped():

@@ -1,8 +1,8 @@
 """Cuts a batch into micro-batches of like length, each in buckets of its own, so that little of it is padding.
 
-A row is a prompt and some of its responses; a micro-batch is some rows. Which rows come together depends on their
-lengths alone. The weight of every token in the loss is known beforehand (`aggregation.token_weights`), so it changes
-nothing but rounding.
+A row is a prompt and some of its responses, as many as fit; a micro-batch is some rows. Which rows come together
+depends on their lengths alone. The weight of every token in the loss is known beforehand (`aggregation.token_weights`),
+so it changes nothing but rounding.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class MicroBatch:
 
     Attributes:
         prompts: int [n], which prompt of the batch a row has.
-        samples: int [n, g], which of its responses.
+        samples: int [n, g], which of its responses; g is the row's width.
         length: bucket L of the prompts.
         windows: bucket W of their pictures.
         tokens: bucket C of the responses.
@@ -63,39 +63,74 @@ def cut_batch(
 ) -> list[MicroBatch]:
     """The micro-batches of a batch, shortest first; at least one.
 
-    A group that is split over rows is split by length. A micro-batch without any live response is left out.
+    A row has `grpo.micro_batch_samples` responses of the largest bucket, or two, four, ... times as many shorter ones,
+    as long as they take no more tokens. So short responses share their prompt's row. A group that is split over rows is
+    split by length. A micro-batch without any live response is left out.
 
     Args:
         prompts: of the batch.
         mask: true on the tokens of the responses.
         live: which responses are needed; the others come along where they fill a row or a micro-batch.
-        config: the run's; `grpo.micro_batch_prompts` rows of `grpo.micro_batch_samples` responses each are a
-            micro-batch, in the buckets of `rollout`.
+        config: the run's; `grpo.micro_batch_prompts` rows are a micro-batch, in the buckets of `rollout`.
 
     Raises:
         UserError: a size that does not divide the batch.
     """
-    rows, size = config.grpo.micro_batch_prompts, config.grpo.micro_batch_samples
-    n, g, most_tokens = mask.shape
+    rows, (n, g, most_tokens) = config.grpo.micro_batch_prompts, mask.shape
     check_divides("grpo.micro_batch_prompts", rows, n)
-    check_divides("grpo.micro_batch_samples", size, g)
+    check_divides("grpo.micro_batch_samples", config.grpo.micro_batch_samples, g)
     ends = np.max(mask * np.arange(1, most_tokens + 1), axis=-1) * live
-    samples = np.argsort(-ends, axis=1, kind="stable").reshape(-1, size)
-    prompt = np.repeat(np.arange(n), g // size)
-    needed = live[prompt[:, None], samples].any(axis=1)
-    tokens = _buckets(ends[prompt, samples[:, 0]], config.rollout.response_buckets, most_tokens)
-    length = _buckets(prompts.lengths, config.rollout.prompt_buckets, prompts.tokens.shape[1])[prompt]
+    by_length = np.argsort(-ends, axis=1, kind="stable")
+    ends, alive = (np.take_along_axis(x, by_length, axis=1) for x in (ends, live))
+    tokens = _buckets(ends, config.rollout.response_buckets, most_tokens)
+    length = _buckets(prompts.lengths, config.rollout.prompt_buckets, prompts.tokens.shape[1])
     windows = (prompts.image_ids >= 0).sum(axis=1)
-    windows = _buckets(windows, config.rollout.window_buckets, prompts.image_ids.shape[1])[prompt]
-    order = np.lexsort((windows, length, tokens, ~needed)).reshape(-1, rows)
-    last = max(int(needed[order].any(axis=1).sum()), 1)
-    return [
-        MicroBatch(prompt[run], samples[run], int(length[run].max()), int(windows[run].max()), int(tokens[run].max()))
-        for run in order[:last]
-    ]
+    windows = _buckets(windows, config.rollout.window_buckets, prompts.image_ids.shape[1])
+    cut = []
+    for width, (prompt, start) in _rows_by_width(tokens, alive, config).items():
+        samples, longest = by_length[prompt[:, None], start[:, None] + np.arange(width)], tokens[prompt, start]
+        needed = live[prompt[:, None], samples].any(axis=1)
+        order = np.lexsort((windows[prompt], length[prompt], longest, ~needed)).reshape(-1, rows)
+        for run in order:
+            sizes = (int(each.max()) for each in (length[prompt[run]], windows[prompt[run]], longest[run]))
+            cut.append(MicroBatch(prompt[run], samples[run], *sizes))
+    needed = [one for one in cut if live[one.responses].any()]
+    return sorted(needed or cut[:1], key=lambda one: one.tokens)
 
 
-def _buckets(sizes: Int[np.ndarray, " N"], buckets: Sequence[int], whole: int) -> Int[np.ndarray, " N"]:
+def _rows_by_width(
+    tokens: Int[np.ndarray, "N G"], live: Bool[np.ndarray, "N G"], config: ConfigDict
+) -> dict[int, tuple[Int[np.ndarray, " rows"], Int[np.ndarray, " rows"]]]:
+    """For each number of responses in a row: the rows' prompts, and where in their groups they begin.
+
+    Of each width there are as many rows as make whole micro-batches; the rest is split into rows of half the width.
+
+    Args:
+        tokens: the bucket of each response, the longest of a group first.
+        live: which of them are needed.
+        config: the run's.
+    """
+    size, group = config.grpo.micro_batch_samples, tokens.shape[1]
+    widths = [size]
+    while 2 * widths[-1] <= group:
+        widths.append(2 * widths[-1])
+    room = size * max(tokens.max(), config.rollout.response_buckets[-1])
+    rows = {width: [] for width in widths}
+    for prompt, buckets in enumerate(tokens):
+        start = 0
+        while start < group:
+            width = max(width for width in widths if start + width <= group and width * buckets[start] <= room)
+            rows[width].append((prompt, start))
+            start += width
+    for width in widths[:0:-1]:
+        rows[width].sort(key=lambda row: not live[row[0], row[1]])  # those that nobody needs are split first
+        whole = len(rows[width]) // config.grpo.micro_batch_prompts * config.grpo.micro_batch_prompts
+        halves = [(prompt, start + half) for prompt, start in rows[width][whole:] for half in (0, width // 2)]
+        rows[width], rows[width // 2] = rows[width][:whole], rows[width // 2] + halves
+    return {width: tuple(np.array(found).T) for width, found in rows.items() if found}
+
+
+def _buckets(sizes: Int[np.ndarray, "*N"], buckets: Sequence[int], whole: int) -> Int[np.ndarray, "*N"]:
     """The smallest bucket that holds each size; the batch itself is the largest."""
     edges = np.array(sorted({bucket for bucket in buckets if bucket < whole} | {whole}))
     return edges[np.searchsorted(edges, sizes)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -102,12 +103,13 @@ class TrainStep:
     def __call__(self, state: TrainState, batch: TrainBatch) -> tuple[TrainState, Metrics]:
         """One update. Raises as `micro_batches`."""
         weights = _batch_weights(self._config, batch.mask)
-        grads, totals = self._zeros(state.params), None
+        grads, totals = self._zeros(state.params), []
         for micro_batch in self.micro_batches(batch):
+            _leave_one_running(totals)
             placed = put_batch(self._mesh, (micro_batch.take(batch), micro_batch.take_responses(weights)))
             grads, sums = self.gradient(state.params, state.step, state.kl_scale, grads, *placed)
-            totals = sums if totals is None else self._add(totals, sums)
-        return self.update(state, grads, totals)
+            totals.append(self._add(totals[-1], sums) if totals else sums)
+        return self.update(state, grads, totals[-1])
 
     def micro_batches(self, batch: TrainBatch) -> list[MicroBatch]:
         """What an update looks at.
@@ -159,12 +161,18 @@ class LogProbs:
         micro_batches = cut_batch(prompts, mask, mask.any(axis=-1), self._config)
         parts = []
         for one in micro_batches:
+            _leave_one_running(parts)
             placed = put_batch(self._mesh, (one.take_prompts(prompts), *one.take_responses((responses, mask))))
             parts.append(self.log_probs(params, *placed))
         out = np.zeros(mask.shape, np.float32)
         for one, part in zip(micro_batches, parts):
             out[:, :, : one.tokens][one.responses] = part
         return np.where(mask, out, 0.0)
+
+
+def _leave_one_running(results: Sequence[Any]) -> None:
+    """Waits for all micro-batches but the last: beside its inputs only those of the next lie on the devices."""
+    jax.block_until_ready(results[-2:-1])
 
 
 def _log_prob_options(config, banned_ids):

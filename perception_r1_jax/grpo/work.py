@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Bool
 from ml_collections import ConfigDict
 
 from perception_r1_jax.grpo.micro_batches import MicroBatch
@@ -35,19 +36,24 @@ def gradient_passes(config: ConfigDict) -> Work:
     return Work(text, 1 if config.model.freeze_vision else text)
 
 
-def needed_work(model: ModelConfig, batch: TrainBatch) -> Work:
-    """Each prompt and picture once, each response once, no padding."""
-    prompts, responses = batch.prompts.lengths.astype(float), batch.mask.sum(-1).astype(float)
+def needed_work(model: ModelConfig, batch: TrainBatch, micro_batches: Iterable[MicroBatch]) -> Work:
+    """Each prompt and picture once, each response once, no padding; of what stands in the micro-batches alone."""
+    seen = np.zeros(batch.mask.shape[:2], bool)
+    for one in micro_batches:
+        seen[one.responses] = True
+    groups = seen.any(axis=1)
+    prompts, responses = batch.prompts.lengths * groups.astype(float), batch.mask.sum(-1) * seen.astype(float)
     before = prompts[:, None]
     pairs = np.sum(prompts**2 / 2) + np.sum(responses * (before + responses / 2))
     text = flops.layers_flops(model, float(prompts.sum() + responses.sum()), float(pairs))
-    return Work(text + flops.head_flops(model, float(responses.sum())), _needed_of_pictures(model, batch.prompts))
+    text += flops.head_flops(model, float(responses.sum()))
+    return Work(text, _needed_of_pictures(model, batch.prompts, groups))
 
 
-def _needed_of_pictures(model: ModelConfig, prompts: PromptBatch) -> float:
+def _needed_of_pictures(model: ModelConfig, prompts: PromptBatch, groups: Bool[np.ndarray, " N"]) -> float:
     if not model.vision:
         return 0.0
-    in_window = prompts.patch_valid.sum(-1).astype(float)  # [N, W]
+    in_window = prompts.patch_valid.sum(-1) * groups.astype(float)[:, None]  # [N, W]
     pictures = [
         np.bincount(ids[ids >= 0], weights=patches[ids >= 0]) for ids, patches in zip(prompts.image_ids, in_window)
     ]

@@ -7,7 +7,7 @@ import math
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from perception_r1_jax.config import optimizer_steps
 from perception_r1_jax.grpo.advantages import advantages_of_groups
@@ -21,21 +21,21 @@ from perception_r1_jax.training.setup import Run
 def make_train_batches(run: Run, groups: Groups) -> tuple[list[TrainBatch], GroupAdvantages]:
     """A batch for each optimizer step (numpy), all log-probs before the first of them, and the advantages."""
     grpo, updates, rollout, scores = run.config.grpo, run.config.grpo.updates_per_batch, groups.rollout, groups.scores
-    advantages = _advantages(run, scores, scores.total)
+    advantages, counted = _advantages(run, scores, scores.total), _counted(run, rollout, scores)
+    kl_in_reward = has_kl(grpo) and grpo.kl_in == "reward"
     batch = TrainBatch(
         prompts=groups.prompt_batch or bucketed_batch(groups.prompts, run.processor, run.config.rollout),
         responses=rollout.tokens,
-        mask=_counted(rollout, scores, mask_truncated=grpo.mask_truncated),
+        mask=_scored(rollout, scores) if kl_in_reward else counted,
         advantages=advantages.advantages,
         rollout_logps=rollout.logps,
     )
     batch = run.add_log_probs(run.state.params, batch)
-    if has_kl(grpo) and grpo.kl_in == "reward":
+    if kl_in_reward:
         penalised = _advantages(run, scores, scores.total - _kl_penalty(run, batch)).advantages
         advantages = dataclasses.replace(advantages, advantages=penalised)
-        batch = dataclasses.replace(batch, advantages=penalised)
-    share = len(scores.total) // updates
-    shares = (slice(start, start + share) for start in range(0, len(scores.total), share))
+        batch = dataclasses.replace(batch, advantages=penalised, mask=counted)
+    shares = (slice(update, None, updates) for update in range(updates))  # dynamic sampling puts signal first
     return [jax.tree.map(lambda x, rows=rows: x[rows], batch) for rows in shares], advantages
 
 
@@ -61,12 +61,17 @@ def _advantages(run: Run, scores: Scores, rewards: np.ndarray) -> GroupAdvantage
     return advantages_of_groups(rewards, scores.valid, kind=run.config.grpo.advantages, fidelity=run.config.fidelity)
 
 
-def _counted(rollout: Rollout, scores: Scores, *, mask_truncated: bool) -> np.ndarray:
-    """The tokens of the responses that take part in the loss, bool [N, G, C]."""
-    counted = scores.valid
-    if mask_truncated:
-        counted = counted & (np.array(rollout.finish_reasons) != FINISH_LENGTH)
-    return rollout.mask & counted[:, :, None]
+def _scored(rollout: Rollout, scores: Scores) -> Bool[np.ndarray, "N G C"]:
+    """The tokens of the responses whose rewards count in their groups."""
+    return rollout.mask & scores.valid[:, :, None]
+
+
+def _counted(run: Run, rollout: Rollout, scores: Scores) -> Bool[np.ndarray, "N G C"]:
+    """The tokens of the responses that take part in the loss."""
+    scored = _scored(rollout, scores)
+    if not run.config.grpo.mask_truncated:
+        return scored
+    return scored & (np.array(rollout.finish_reasons) != FINISH_LENGTH)[:, :, None]
 
 
 def _kl_penalty(run: Run, batch: TrainBatch) -> Float[np.ndarray, "N G"]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from perception_r1_jax.grpo.kl import has_kl
+from perception_r1_jax.grpo.micro_batches import MicroBatch, cut_batch
 from perception_r1_jax.grpo.work import Work, gradient_passes, needed_work, row_work
 from perception_r1_jax.records import TrainBatch
 from perception_r1_jax.speeds import SPEEDS
@@ -17,16 +18,17 @@ def utilisation(run: Run, batches: Sequence[TrainBatch], seconds: float) -> dict
     """Metrics of a step's updates, which took so many seconds, log-probs of old and reference policy included.
 
     `train/tflops` is 1e12 operations a second of all devices together that the batch needs: each prompt and each
-    response once, without padding and without what is computed a second time in the backward pass. `_padded` counts
-    what goes through the model, `_text` leaves the vision tower out. `train/mfu...` are the shares of the devices'
-    bfloat16 speed, where that is known.
+    response once, without padding and without what is computed a second time in the backward pass; what
+    `grpo.drop_flat_groups` leaves out is not counted. `_padded` counts what goes through the model, `_text` leaves the
+    vision tower out. `train/mfu...` are the shares of the devices' bfloat16 speed, where that is known.
     """
-    model = run.engine.config
-    micro_batches = [one for batch in batches for one in run.train_step.micro_batches(batch)]
-    needed = Work(*np.sum([needed_work(model, batch) for batch in batches], axis=0))
+    trained = [(batch, run.train_step.micro_batches(batch)) for batch in batches]
+    more = _log_prob_passes(run)
+    looked_at = [(batch, _of_log_probs(run, batch)) for batch in batches] if any(more) else []
+    gradient, others = _work(run, trained, gradient_passes(run.config)), _work(run, looked_at, more)
     metrics = {}
-    for suffix, work in {"": needed, "_padded": row_work(model, micro_batches)}.items():
-        text, vision = _passes(run, work)
+    for suffix in ("", "_padded"):
+        text, vision = np.add(gradient[suffix], others[suffix])
         metrics[f"tflops{suffix}"] = (text + vision) / seconds / 1e12
         metrics[f"tflops_text{suffix}"] = text / seconds / 1e12
     speed = SPEEDS.get(run.mesh.devices.flat[0].device_kind)
@@ -36,9 +38,20 @@ def utilisation(run: Run, batches: Sequence[TrainBatch], seconds: float) -> dict
     return {f"train/{name}": value for name, value in metrics.items()}
 
 
-def _passes(run: Run, forward: Work) -> Work:
-    """Forward and backward passes, and forward passes for other log-probs."""
+def _work(run: Run, parts: Sequence[tuple[TrainBatch, list[MicroBatch]]], passes: Work) -> dict[str, np.ndarray]:
+    """Operations [2], of text and vision, that so many passes over the batches' micro-batches need, and make."""
+    model = run.engine.config
+    needed = np.sum([needed_work(model, batch, micro_batches) for batch, micro_batches in parts], axis=0)
+    padded = np.sum([row_work(model, micro_batches) for _, micro_batches in parts], axis=0)
+    return {"": np.multiply(needed, passes), "_padded": np.multiply(padded, passes)}
+
+
+def _of_log_probs(run: Run, batch: TrainBatch) -> list[MicroBatch]:
+    return cut_batch(batch.prompts, batch.mask, batch.mask.any(axis=-1), run.config)
+
+
+def _log_prob_passes(run: Run) -> Work:
+    """Forward passes for the log-probs of old and reference policy."""
     grpo = run.config.grpo
-    more = int(grpo.updates_per_batch > 1) + int(has_kl(grpo))
-    passes = gradient_passes(run.config)
-    return Work((passes.text + more) * forward.text, (passes.vision + more) * forward.vision)
+    passes = int(grpo.updates_per_batch > 1) + int(has_kl(grpo))
+    return Work(passes, passes)
