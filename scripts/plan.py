@@ -36,6 +36,8 @@ def main(argv: list[str]) -> None:
     """Plans, prints and exits."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; set fields as --config.a.b=VALUE")
+    if JSON.value and not Path(JSON.value).absolute().parent.is_dir():
+        raise SystemExit(f"error: --json {JSON.value}: its folder does not exist; make it, or name another")
     if TOPOLOGY.value != "local":
         os.environ["JAX_PLATFORMS"] = "cpu"  # compile for a TPU, and touch none
     from perception_r1_jax.config import resolve

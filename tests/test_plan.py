@@ -74,7 +74,7 @@ def test_a_plan_for_this_machine(monkeypatch):
     assert step["compile_seconds"] > 0
     json.dumps(numbers)
     text = as_text(made)
-    assert "fits: the fullest program is train/gradient" in text
+    assert "fits (of the run only train...): the fullest program is train/gradient" in text
     assert "DOES NOT FIT" not in text
 
 
@@ -89,7 +89,7 @@ def test_what_does_not_fit_is_named_with_what_would_help(monkeypatch):
     assert program.total > program.memory
     text = as_text(made)
     assert f"{program.name} lacks" in text
-    assert "DOES NOT FIT: the fullest program" in text
+    assert "DOES NOT FIT (of the run only rollout/prefill...): the fullest program" in text
     settings = [setting.text for setting in made.advice[program.name]]
     assert any(setting.startswith("config.rollout.cache_memory=") for setting in settings)
     assert all(setting in text for setting in settings)
@@ -139,9 +139,9 @@ def test_the_script_writes_json_and_exits_with_0_where_all_fits(tmp_path):
     out = tmp_path / "plan.json"
     done = run_script("--topology", "local", "--only", "rollout/move", "--json", str(out))
     assert done.returncode == 0, done.stderr
-    assert "fits: the fullest program" in done.stdout
+    assert "fits (of the run only rollout/move...): the fullest program" in done.stdout
     numbers = json.loads(out.read_text())
-    assert numbers["fits"] is True
+    assert (numbers["fits"], numbers["only"]) == (True, "rollout/move")
     assert [program["name"] for program in numbers["programs"]] == ["rollout/move prompts", "rollout/move pages"]
 
 
@@ -157,6 +157,45 @@ def test_the_script_exits_with_1_and_a_line_where_there_is_nothing_to_plan():
     done = run_script("--topology", "local", "--config.model.path=nowhere")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("error: config.model.path = 'nowhere' is neither a folder")
+
+
+def test_a_file_that_could_not_be_written_is_told_before_anything_is_compiled(tmp_path):
+    done = run_script("--topology", "local", "--json", str(tmp_path / "none/plan.json"))
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        f"error: --json {tmp_path / 'none/plan.json'}: its folder does not exist; make it, or name another"
+    ]
+
+
+def test_a_program_that_fails_is_named_and_the_rest_is_not_waited_for(monkeypatch):
+    on_devices(monkeypatch)
+    monkeypatch.setattr(make.os, "cpu_count", lambda: 1)
+    tried = []
+
+    def fail(program, *rest):
+        tried.append(program.name)
+        raise ValueError("nothing says how often the loop turns")
+
+    monkeypatch.setattr(make, "measure", fail)
+    with pytest.raises(ValueError, match="how often") as caught:
+        plan("train")
+    assert tried == ["train/update"]
+    assert caught.value.__notes__ == ["This was train/update, of the programs of this run."]
+
+
+def test_what_is_advised_is_not_what_is_so_already(monkeypatch):
+    on_devices(monkeypatch, memory=1)
+    fields = {
+        "optimizer__host_memory": True, "judge__host_memory": True, "judge__streaming": False,
+        "judge__weights_int8": True, "model__remat": "full",
+    }  # fmt: skip
+    made = plan("train/gradient", **fields)
+    texts = [setting.text for setting in made.advice["train/gradient"]]
+    config = small_config(**fields)
+    for text in texts:
+        for field, value in re.findall(r"config\.([a-z0-9_.]+)=([A-Za-z0-9_]+)", text):
+            assert str(config[field.split(".")[0]][field.split(".")[1]]) != value, text
+    assert not any("moments" in text or "judge" in text for text in texts), "they are not there"
 
 
 def test_without_libtpu_an_error_says_what_to_install(monkeypatch):
@@ -210,6 +249,15 @@ def simple(mesh, size: int, held: int = 0) -> Program:
         return jax.jit(work, out_shardings=place).lower(x)
 
     return Program("test/sort", mesh, lower, held={PARAMETERS: (x, rest)}, given={PARAMETERS: x})
+
+
+def test_what_waits_for_the_next_call_is_counted(monkeypatch):
+    on_devices(monkeypatch)
+    target = make.find_target("local")
+    program = simple(make_mesh(devices=target.devices), 64)
+    alone = measure(program, target, 0.0)
+    beside = measure(dataclasses.replace(program, waiting=program.given[PARAMETERS]), target, 0.0)
+    assert beside.total - alone.total == 64 * 1024 * 4
 
 
 @needs_libtpu

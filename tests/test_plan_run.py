@@ -281,6 +281,27 @@ def test_models_that_have_no_room_together_are_told_before_the_run_starts(monkey
     check_room(config, policy, judge, mesh)
 
 
+@pytest.mark.parametrize(
+    ("fields", "needed"),
+    [
+        ({"rollout__prompt_buckets": (32, 256)}, "16 tokens to a prompt of 256 needs room in the cache for 286"),
+        (
+            {"evaluation__split": "test", "evaluation__max_new_tokens": 256},
+            "256 tokens to a prompt of 32 needs room in the cache for 320",
+        ),
+    ],
+)
+def test_a_cache_without_room_for_the_longest_is_told_before_the_run_starts(monkeypatch, fields, needed):
+    monkeypatch.setattr(resident, "device_memory", lambda device: 2**30)
+    config, mesh = small_config(), make_mesh(devices=jax.devices()[:4])
+    policy = plan_of().policy
+    config.rollout.cache_memory = 100.5 * token_bytes(policy, np.float32) / 2**30
+    check_room(config, policy, None, mesh)
+    config.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
+    with pytest.raises(UserError, match=rf"{needed} tokens; there is room for 100\."):
+        check_room(config, policy, None, mesh)
+
+
 def test_programs_are_given_what_they_read():
     """The compiled program's arguments are at least what the plan says it is given: nothing of that is left out."""
     programs, _ = run_programs(plan_of())

@@ -26,43 +26,55 @@ def advise(run: PlannedRun, measured: Measured) -> list[Setting]:
     """Settings that help a program that does not fit, those that free most first; all of them may be needed."""
     stage = measured.name.split("/")[0]
     found = _of_training(run, measured) if stage == "train" else _of_serving(run, measured, stage)
-    return sorted([*found, *_of_state(run, measured), *_to_host(measured)], key=lambda setting: -setting.frees)
+    return sorted([*found, *_of_state(run, measured), *_to_host(run, measured)], key=lambda setting: -setting.frees)
 
 
 def _of_state(run: PlannedRun, measured: Measured) -> Iterator[Setting]:
     """What stays on the devices throughout."""
-    devices = run.mesh.devices.size
+    devices, moments, judge = run.mesh.devices.size, _moments(run, measured), _judge_weights(run, measured)
     if run.mesh.shape["data"] > 1:
         held = device_bytes((run.state.params, run.state.opt_state))
         yield Setting("config.mesh.data=1 and config.mesh.fsdp=-1", held - held // run.mesh.shape["data"])
-    if run.config.optimizer.name == "adamw" and measured.bytes[OPTIMIZER]:
-        yield Setting(
-            "config.optimizer.name=muon, with one moment for the layers' matrices", measured.bytes[OPTIMIZER] // 2
-        )
-    if run.config.optimizer.moments_dtype == "float32" and measured.bytes[OPTIMIZER]:
-        yield Setting("config.optimizer.moments_dtype=bfloat16", measured.bytes[OPTIMIZER] // 2)
-    if not run.config.lora.modules and measured.bytes[OPTIMIZER]:
-        yield Setting("config.lora.modules=(...), adapters in place of the parameters", measured.bytes[OPTIMIZER])
-    if measured.bytes[JUDGE] and not run.config.judge.weights_int8:
-        yield Setting("config.judge.weights_int8=True", measured.bytes[JUDGE] // 2)
-    if measured.bytes[JUDGE]:
-        yield Setting("a judge of half as many parameters (config.judge.path)", measured.bytes[JUDGE] // 2)
+    if run.config.optimizer.name == "adamw" and moments:
+        yield Setting("config.optimizer.name=muon, with one moment for the layers' matrices", moments // 2)
+    if run.config.optimizer.moments_dtype == "float32" and moments:
+        yield Setting("config.optimizer.moments_dtype=bfloat16", moments // 2)
+    if not run.config.lora.modules and moments:
+        yield Setting("config.lora.modules=(...), adapters in place of the parameters", moments)
+    if judge and not run.config.judge.weights_int8:
+        yield Setting("config.judge.weights_int8=True", judge // 2)
+    if judge:
+        yield Setting("a judge of half as many parameters (config.judge.path)", judge // 2)
     if measured.bytes[OPTIMIZER]:
         split = device_bytes((run.state.params, run.state.opt_state))
         yield Setting(f"twice as many devices ({2 * devices})", split // 2)
 
 
-def _to_host(measured: Measured) -> Iterator[Setting]:
+def _to_host(run: PlannedRun, measured: Measured) -> Iterator[Setting]:
     """What can lie in the host's memory meanwhile; the moments come to the device within the update."""
-    if measured.bytes[OPTIMIZER]:
+    moments, judge = _moments(run, measured), _judge_weights(run, measured)
+    if moments:
         updates = measured.name == "train/update"
-        yield Setting("config.optimizer.host_memory=True", 0 if updates else measured.bytes[OPTIMIZER])
-    if measured.bytes[JUDGE] and not measured.name.startswith("judge/"):
-        yield Setting("config.judge.host_memory=True and config.judge.streaming=False", measured.bytes[JUDGE])
+        yield Setting("config.optimizer.host_memory=True", 0 if updates else moments)
+    if judge and not measured.name.startswith("judge/"):
+        yield Setting("config.judge.host_memory=True and config.judge.streaming=False", judge)
+
+
+def _moments(run: PlannedRun, measured: Measured) -> int:
+    """Bytes of the optimizer's state that are on the device; its counters stay there in any case."""
+    return 0 if run.config.optimizer.host_memory else measured.bytes[OPTIMIZER]
+
+
+def _judge_weights(run: PlannedRun, measured: Measured) -> int:
+    """The judge's bytes that are on the device; where the host keeps them, its prefix still is."""
+    away = run.config.judge.host_memory and not measured.name.startswith("judge/")
+    return 0 if away else measured.bytes[JUDGE]
 
 
 def _of_training(run: PlannedRun, measured: Measured) -> Iterator[Setting]:
     config, ways = run.config, run.mesh.shape["data"] * run.mesh.shape["fsdp"]
+    if config.model.attention == "xla" and run.mesh.devices.flat[0].platform == "tpu":
+        yield Setting("config.model.attention=splash, which holds no scores", 0)
     if config.model.remat != "full":
         yield Setting("config.model.remat=full", 0)
     rows, samples = config.grpo.micro_batch_prompts, config.grpo.micro_batch_samples

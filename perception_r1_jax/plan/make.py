@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from ml_collections import ConfigDict
 
+from perception_r1_jax.config import rows_note
 from perception_r1_jax.errors import UserError
 from perception_r1_jax.models import ModelConfig, count_params
 from perception_r1_jax.plan import shapes
@@ -43,14 +44,19 @@ def make_plan(config: ConfigDict, topology: str, on_program: Callable[[Measured]
 
     def compiled(program: Program) -> Measured:
         model = run.judge if program.name.startswith("judge/") else run.policy
-        measured = measure(program, target, _share_of_full_attention(model))
+        try:
+            measured = measure(program, target, _share_of_full_attention(model))
+        except Exception as error:
+            pool.shutdown(wait=False, cancel_futures=True)
+            error.add_note(f"This was {program.name}, of the programs of this run.")
+            raise
         on_program(measured)
         return measured
 
     with ThreadPoolExecutor(min(os.cpu_count(), COMPILERS)) as pool:
         programs = list(pool.map(compiled, reversed(chosen)))[::-1]  # the longest, of training, stand last
     advice = {program.name: advise(run, program) for program in programs if not program.fits}
-    return Plan(target, _layout(run), [*run.problems, *problems], programs, advice)
+    return Plan(target, _layout(run), [*run.problems, *problems], programs, advice, only)
 
 
 def _share_of_full_attention(model: ModelConfig) -> float:
@@ -63,9 +69,9 @@ def _layout(run: PlannedRun) -> list[str]:
     mesh = " x ".join(f"{name} {size}" for name, size in run.mesh.shape.items())
     lines = [
         f"policy {count_params(run.policy) / 1e9:.2f} B, training over {mesh}, "
-        f"{shapes.micro_batches(run.config)} micro-batches a step"
+        f"at most {shapes.micro_batches(run.config)} micro-batches a step"
     ]
     lines.append(f"rollouts: {run.rollouts.layout()}")
     if run.judging:
         lines.append(f"judge {count_params(run.judge) / 1e9:.2f} B: {run.judging.layout()}")
-    return lines
+    return [*lines, *(f"note: {note}" for note in rows_note(run.config, run.mesh.shape))]

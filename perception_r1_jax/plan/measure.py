@@ -11,7 +11,7 @@ import jax
 from perception_r1_jax.errors import UserError
 from perception_r1_jax.plan.cost import Cost, module_cost
 from perception_r1_jax.plan.hlo import Module, parse
-from perception_r1_jax.plan.programs import Program, bytes_by_kind
+from perception_r1_jax.plan.programs import Program, bytes_by_kind, device_bytes
 from perception_r1_jax.plan.topologies import Target
 
 ACTIVATIONS = "activations"
@@ -73,7 +73,8 @@ def measure(program: Program, target: Target, second_branch: float) -> Measured:
         lowered = program.lower()
     held, passed = bytes_by_kind(program.held), sum(bytes_by_kind(program.given).values())
     passed += sum(bytes_by_kind(program.made).values())
-    room = target.memory - sum(held.values()) + passed
+    waiting = device_bytes(program.waiting)
+    room = target.memory - sum(held.values()) + passed - waiting
     compiled, refusal = _compile(lowered, target, room)
     if compiled is None and room < target.memory:
         compiled, _ = _compile(lowered, target, target.memory)
@@ -87,7 +88,7 @@ def measure(program: Program, target: Target, second_branch: float) -> Measured:
         largest = largest_arrays(module)
     return Measured(
         name=program.name,
-        bytes={**held, ACTIVATIONS: max(own, 0)},
+        bytes={**held, ACTIVATIONS: max(own, 0) + waiting},
         memory=target.memory,
         refusal=refusal,
         cost=cost,

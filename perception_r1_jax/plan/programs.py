@@ -32,6 +32,7 @@ class Program:
         held: all that lies on the devices while it runs, what it is given and what it makes included.
         given: of this, its arguments.
         made: of this, its results where they are not written over an argument.
+        waiting: arguments of the next call, which lie on the devices by then too.
         useful_flops: that its result needs at least, over all devices (`models.flops`).
         turns: of loops whose number of turns is an argument, at most: by a part of that argument's name.
     """
@@ -42,6 +43,7 @@ class Program:
     held: Held
     given: Held
     made: Held = dataclasses.field(default_factory=dict)
+    waiting: Any = None
     useful_flops: float = 0.0
     turns: Mapping[str, int] = dataclasses.field(default_factory=dict)
 

@@ -25,6 +25,7 @@ class Plan:
         problems: what keeps the run from starting, whatever its programs take.
         programs: all of them, in their order.
         advice: for each program that does not fit, by name.
+        only: how the names of the run's programs begin that were compiled; "" for all of them.
     """
 
     target: Target
@@ -32,6 +33,7 @@ class Plan:
     problems: Sequence[str]
     programs: Sequence[Measured]
     advice: dict[str, Sequence[Setting]]
+    only: str
 
     @property
     def fits(self) -> bool:
@@ -48,6 +50,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
     """All numbers: bytes, operations a device unless said otherwise, seconds."""
     return {
         "fits": plan.fits,
+        "only": plan.only,
         "topology": plan.target.name,
         "device": plan.target.kind,
         "devices": len(plan.target.devices),
@@ -88,10 +91,14 @@ def as_text(plan: Plan) -> str:
         "A device's work\n" + _aligned([_WORK_HEAD, *(_work_row(x, target) for x in plan.programs)]),
         *(_shortage(program, plan.advice[program.name]) for program in plan.programs if not program.fits),
         *(f"does not start: {problem}" for problem in plan.problems),
-        f"{'fits' if plan.fits else 'DOES NOT FIT'}: the fullest program is {plan.fullest.name} with "
+        f"{'fits' if plan.fits else 'DOES NOT FIT'}{_part(plan)}: the fullest program is {plan.fullest.name} with "
         f"{plan.fullest.total / GIB:.2f} of {target.memory / GIB:.2f} GiB",
     ]
     return "\n\n".join(parts)
+
+
+def _part(plan: Plan) -> str:
+    return f" (of the run only {plan.only}...)" if plan.only else ""
 
 
 def _memory_head() -> list[str]:

@@ -14,7 +14,14 @@ from perception_r1_jax.inference.reshard import device_memory
 from perception_r1_jax.models import ModelConfig
 from perception_r1_jax.plan.choosing import ChoiceCalls, choosing_cache_bytes
 from perception_r1_jax.plan.programs import CACHE, device_bytes
-from perception_r1_jax.plan.run import PlannedRun, held_while_drawing, judge_calls, kept_of_judge, plan_models
+from perception_r1_jax.plan.run import (
+    PlannedRun,
+    drawing_calls,
+    held_while_drawing,
+    judge_calls,
+    kept_of_judge,
+    plan_models,
+)
 from perception_r1_jax.plan.serving import Calls, served_params, serving_held
 from perception_r1_jax.plan.topologies import GIB, LOCAL, Target
 
@@ -43,7 +50,8 @@ SETTINGS: Mapping[str, str] = {
 def check_room(config: ConfigDict, policy: ModelConfig, judge: ModelConfig | None, mesh: Mesh) -> None:
     """Raises UserError where what lies on a device together at the config's limits is more than its memory.
 
-    What programs need beside it is not counted: only compiling them tells (`scripts/plan.py`).
+    Also where not even one response to the longest prompts has room in the cache: no run is to end at one of them. What
+    programs need beside it is not counted: only compiling them tells (`scripts/plan.py`).
 
     Args:
         config: of a run, resolved.
@@ -57,6 +65,8 @@ def check_room(config: ConfigDict, policy: ModelConfig, judge: ModelConfig | Non
     run = plan_models(config, Target(LOCAL, [*mesh.devices.flat], memory, None), policy, judge)
     if run.problems:
         raise UserError(run.problems[0])
+    for calls in drawing_calls(run):
+        serving_held(calls)
     for when, parts in together(run).items():
         total = sum(parts.values())
         if total > memory:

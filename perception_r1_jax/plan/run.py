@@ -36,7 +36,7 @@ from perception_r1_jax.plan.serving import Calls, prefix_shapes, served_params, 
 from perception_r1_jax.plan.topologies import Target
 from perception_r1_jax.processing import bucket_size
 from perception_r1_jax.sharding import abstract_batch, make_mesh, replicated, tree_shardings
-from perception_r1_jax.training.judge import judge_family
+from perception_r1_jax.training.judge import has_own_model, judge_family
 from perception_r1_jax.training.optimizer import make_optimizer
 from perception_r1_jax.training.state import TrainState, abstract_state, state_options, trained_params
 
@@ -77,7 +77,7 @@ def plan_run(config: ConfigDict, target: Target) -> PlannedRun:
     """
     policy = model_shapes("model.path", config.model.path, config.model.tokenizer, "qwen2_5_vl")
     judge = None
-    if config.judge.path:
+    if has_own_model(config):
         tokenizer = config.judge.tokenizer or config.model.tokenizer
         judge = model_shapes("judge.path", config.judge.path, tokenizer, judge_family(config))
         if config.judge.sees:
@@ -142,10 +142,7 @@ def run_programs(run: PlannedRun) -> tuple[list[Program], list[str]]:
     """All programs of a run, in the order in which they first run, and what keeps some from being made."""
     programs, problems = [], []
     calls = judge_calls(run) if run.judging else []
-    calls.append(_rollout_calls(run))
-    if run.config.evaluation.split:
-        calls.append(_evaluation_calls(run))
-    for each in calls:
+    for each in [*calls, *drawing_calls(run)]:
         make = choosing_programs if isinstance(each, ChoiceCalls) else serving_programs
         try:
             programs += make(each)
@@ -181,6 +178,11 @@ def held_while_drawing(run: PlannedRun) -> Held:
     with contextlib.suppress(UserError):
         return serving_held(_rollout_calls(run))
     return {}
+
+
+def drawing_calls(run: PlannedRun) -> list[Calls]:
+    """How the policy is asked, at the config's limits: by the rollouts and, where there is one, by the evaluation."""
+    return [_rollout_calls(run), *([_evaluation_calls(run)] if run.config.evaluation.split else [])]
 
 
 def _rollout_calls(run: PlannedRun) -> Calls:
@@ -257,6 +259,7 @@ def _train_step(run: PlannedRun) -> list[Program]:
         lower=lambda: step.gradient.lower(params, *counters, grads, batch, weights),
         held=_kept(run),
         given={PARAMETERS: params},
+        waiting=(batch, weights),
         useful_flops=(passes.text * _text_flops(run) + passes.vision * _vision_flops(run))
         / shapes.micro_batches(run.config),
     )
@@ -279,6 +282,7 @@ def _log_probs(run: PlannedRun, name: str, params: Params) -> Program:
         lower=lambda: log_probs.lower(params, batch.prompts, batch.responses, batch.mask),
         held=_kept(run),
         given={PARAMETERS: params},
+        waiting=(batch.prompts, batch.responses, batch.mask),
         useful_flops=(_text_flops(run) + _vision_flops(run)) / shapes.micro_batches(run.config),
     )
 

@@ -59,7 +59,7 @@ def run_prompts(config: ConfigDict, model: ModelConfig) -> PromptBatch:
 
 
 def micro_batches(config: ConfigDict) -> int:
-    """How many a step has, of all updates together."""
+    """How many a step has, of all updates together, where every response is of the largest bucket."""
     rollout, grpo = config.rollout, config.grpo
     responses = rollout.prompts_per_step * rollout.samples_per_prompt
     return responses // (grpo.micro_batch_prompts * grpo.micro_batch_samples)
