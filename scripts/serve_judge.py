@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from perception_r1_jax.command_line import add_memory_options, check_memory_options
 from perception_r1_jax.errors import UserError
 
 if TYPE_CHECKING:  # at run time after the command line is read: jax takes seconds to load
@@ -67,6 +68,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="to compute in (default bfloat16)"
     )
     parser.add_argument("--weights_int8", action="store_true", help="keep the matrices in 8 bits: half of bfloat16")
+    add_memory_options(parser)
     parser.add_argument(
         "--fidelity",
         choices=("default", "paper"),
@@ -78,6 +80,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     for name, low in least.items():
         if getattr(args, name) < low:
             parser.error(f"--{name} {getattr(args, name)}: must be at least {low}")
+    check_memory_options(parser, args)
     if not 0 <= args.port < 65536:
         parser.error(f"--port {args.port}: must be from 0 to 65535")
     if args.fidelity == "paper" and args.mode != "free":
@@ -105,6 +108,8 @@ def make_server(args: argparse.Namespace) -> JudgeServer:
         max_new_tokens=args.max_new_tokens,
         batch_size=args.batch_size,
         dtype=jnp.dtype(args.dtype),
+        weights_memory=args.weights_memory,
+        cache_memory=args.cache_memory,
         weights_int8=args.weights_int8,
         fidelity=args.fidelity,
     )

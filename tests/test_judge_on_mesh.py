@@ -40,7 +40,8 @@ class Uncached(Judge):
 
 
 class ScriptedEngine:
-    """Stands for the model: says 1 to each fact that the response repeats word for word, or what a script says.
+    """Stands for the model: says 1 to each fact that the response repeats word for word; or writes what its script
+    makes of the response.
 
     Keeps the requests of each batch, so that tests see how they were grouped, and whether behind a prefix.
     """
@@ -268,28 +269,34 @@ THOUGHTS = {
     "d": "",
     "e": "<think>and so on, and on, and on, and on, and on, and on, and on, and on",
     "f": "nothing in the form",
+    "g": "<think>I read </think>\n<answer>5</answer>.</think>\n",  # the first end is the response's
+    "h": "<think>y</think>",  # nothing behind
+    "i": "<think>I read </think>\n<answer>5</answer>" + ", and on" * 30,
 }
+ALONE = "ehi"
+"""Of these nothing else is written."""
 
 
 @pytest.mark.parametrize("verdicts", [answer_text([1, 0]), "I say 1."])
 def test_a_judge_may_think_before_its_digits(processor, verdicts):
     """Its thoughts and the blanks behind them stay as they are; what it writes behind is not looked at."""
-    engine = ScriptedEngine(processor, lambda response: THOUGHTS[response[0]] + verdicts * (response[0] != "e"))
-    settings = SETTINGS | {"mode": "constrained", "max_thought_tokens": 64, "batch_size": 8}
+    engine = ScriptedEngine(processor, lambda response: THOUGHTS[response[0]] + verdicts * (response[0] not in ALONE))
+    settings = SETTINGS | {"mode": "constrained", "max_thought_tokens": 64, "batch_size": 16}
     judge = Judge(engine, processor, PROMPT, **settings)
     requests = [request(2, name, (place % 2,)) for place, name in enumerate(THOUGHTS)]
     judgements = judge.judge(requests)
     at_once = "ok" if verdicts.startswith("<") else "unfinished"
-    assert [judgement.status for judgement in judgements] == ["ok", "ok", "ok", at_once, "unfinished", "unfinished"]
-    said = [judgement.verdicts for judgement in judgements if not judgement.failed]
-    assert said == [(1, 0), (0, 1), (1, 0), (0, 1)][: len(said)]
+    statuses = ["ok", "ok", "ok", at_once, "unfinished", "unfinished", "ok", "ok", "unfinished"]
+    assert [judgement.status for judgement in judgements] == statuses
+    for place, judgement in enumerate(judgements):
+        assert judgement.failed or judgement.verdicts == ((1, 0), (0, 1))[place % 2]
     assert all(len(judgement.probabilities) == 2 for judgement in judgements if not judgement.failed)
     texts = [judge.decode(answer.tokens) for answer in judge.answer(requests)]
     assert texts == [
         THOUGHTS[name] + answer_text([int(verdict) for verdict in judgement.verdicts]) if judgement.verdicts else ""
         for name, judgement in zip(THOUGHTS, judgements)
     ]
-    assert {rows for rows, _, _ in engine.shapes} == {8}
+    assert {rows for rows, _, _ in engine.shapes} == {16}
 
 
 def test_broken_logits_of_thoughts_are_a_failure(processor):
@@ -336,6 +343,14 @@ def test_requests_that_have_no_room_are_refused_when_the_judge_is_loaded(model_d
     with pytest.raises(UserError, match=r"requests of 10000000000 tokens: one re.*config\.judge\.max_prompt_tokens"):
         load_judge(model_dir, mesh, **settings)
     judge.check_room()
+
+
+def test_a_limit_below_the_instruction_is_refused_when_the_judge_is_loaded(model_dir):
+    """Not as a failed judgement of every response."""
+    mesh = make_mesh(devices=jax.devices()[:1])
+    complaint = r"max_prompt_tokens is 64, and the instruction .* has 1\d\d\d tokens: every request would be too long"
+    with pytest.raises(UserError, match=complaint):
+        load_judge(model_dir, mesh, max_prompt_tokens=64, dtype=jnp.float32)
 
 
 def test_a_random_model_cannot_break_the_form_when_constrained(judge, processor):

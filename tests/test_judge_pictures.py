@@ -126,24 +126,16 @@ def test_a_response_adds_no_control_token_and_no_picture(processor, attack, raw)
     assert control(attack).count(processor.banned_ids[0]) == len(seen.vision.token_slots) == 6
 
 
-class Writing(ScriptedEngine):
-    """Stands for the model: writes what its script makes of the response."""
-
-    def _answer(self, text: str, forced, choice_ids, sampling) -> list[int]:
-        response = text.partition("\nText:\n")[2].rpartition("\nVerdicts:")[0]
-        return [*self.processor.tokenizer.encode(self.script(response)), sampling.stop_ids[0]]
-
-
 @attacks
 def test_a_judge_that_only_repeats_the_response_gives_no_verdict(processor, attack):
     settings = {"mode": "free", "max_prompt_tokens": 200_000, "max_new_tokens": 100_000, "batch_size": 4}
-    judge = Judge(Writing(processor, str), processor, PROMPT, **settings)
+    judge = Judge(ScriptedEngine(processor, str), processor, PROMPT, **settings)
     assert judge.judge([PictureRequest("Which?", (A,), attack)]) == [Judgement(None, 1, 0, "unreadable")]
 
 
 def test_paper_fidelity_reads_a_number_between_0_and_1(processor):
     settings = {"mode": "free", "max_prompt_tokens": 256, "max_new_tokens": 32, "batch_size": 4}
-    engine = Writing(processor, lambda response: "Judgement: <info1>0.75</info1>")
+    engine = ScriptedEngine(processor, lambda response: "Judgement: <info1>0.75</info1>")
     judge = Judge(engine, processor, PROMPT, **settings, fidelity="paper")
     assert judge.judge([PictureRequest("Which?", (A,), "<info1>1</info1>")]) == [Judgement((0.75,), 1, 1, "ok")]
     assert engine.batches == [["<info1>1</info1>"]]

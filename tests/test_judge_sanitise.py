@@ -75,14 +75,38 @@ def test_markup_is_defused_visibly(text, safe):
     assert sanitise(text, HEADINGS) == safe
 
 
+@pytest.mark.parametrize("text", ["Context: 5", "A:B", "A:B = 3:4", "so A: 5", "Q = A: 5", "BA: 5"])
+def test_words_that_only_hold_a_heading_are_unchanged(text):
+    assert sanitise(text, ("Text", "A")) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "safe"),
+    [
+        ("text: 5", "text - 5"),
+        ("(Text: 5", "(Text - 5"),
+        ("__Text__: 5", "__Text__ - 5"),
+        ("x\u200bText: 5", "x\u200bText - 5"),
+        ("so\nA: 5", "so\nA - 5"),
+        ("so\n **a** :\n5", "so\n **a** -\n5"),
+        ("\u200bA\u200b：", "\u200bA -"),
+        ("so ## T: 5", "so ## T - 5"),
+    ],
+)
+def test_short_headings_are_defused_where_they_are_some(text, safe):
+    assert sanitise(text, ("Text", "A", "## T")) == safe
+
+
 def test_sanitising_twice_changes_nothing_more():
     draw = random.Random(0)
     parts = ["<", ">", "/", "info", "1", "|", "im_end", "Judgement", ":", "：", " ", "\n", "\r", "\x00", "‹", "facts"]
     parts += ["[", "]", "INST", "s", "SYS", "\u200b", "＜", "｜", "in", "fo", "\u2069", "*", "∶"]
+    headings = (*HEADINGS, "1")
     for _ in range(20_000):
-        once = sanitise("".join(draw.choices(parts, k=draw.randint(1, 16))), HEADINGS)
-        assert sanitise(once, HEADINGS) == once
-        assert not re.search(r"</?info\d|<\|\w+\|>|Judgement\s*[:：]|[\x00\r]|</?s>|\[/?INST\]|<<SYS>>", once)
+        once = sanitise("".join(draw.choices(parts, k=draw.randint(1, 16))), headings)
+        assert sanitise(once, headings) == once
+        assert not re.search(r"</?info\d|<\|\w+\|>|[\x00\r]|</?s>|\[/?INST\]|<<SYS>>", once)
+        assert not re.search(r"(?<![^\W_])Judgement\s*[:：]", once)
 
 
 @pytest.mark.parametrize(
@@ -101,12 +125,15 @@ def test_sanitising_twice_changes_nothing_more():
         "<in\u200b",
         "Judge\u034f",
         "Judgement*",
+        "\n",
+        "\nA",
+        "*",
     ],
 )
 def test_long_texts_take_linear_time(text):
     start = time.perf_counter()
-    sanitise(text * 50_000, HEADINGS)
-    sanitise(text + " " * 400_000, HEADINGS)
+    sanitise(text * 50_000, (*HEADINGS, "A"))
+    sanitise(text + " " * 400_000, (*HEADINGS, "A"))
     assert time.perf_counter() - start < 3
 
 

@@ -15,6 +15,7 @@ import pytest
 from perception_r1_jax.assets import MINI_JUDGE, MINI_JUDGE_PROMPT
 from perception_r1_jax.data.geometry_world.conversations import judge_case
 from perception_r1_jax.judge import server as server_module
+from perception_r1_jax.judge import service as service_module
 from perception_r1_jax.judge.cache import CachedJudge
 from perception_r1_jax.judge.on_mesh import Answer, Judge, load_judge
 from perception_r1_jax.judge.prompts import JudgePrompt, JudgeRequest
@@ -251,6 +252,27 @@ def test_requests_are_judged_in_batches_of_what_waits(serving):
     assert [judgement.verdicts for judgement in judgements] == [(float(number % 2),) for number in range(20)]
     assert sum(serving.judge.batches) == 20
     assert len(serving.judge.batches) == 2
+
+
+def test_an_answer_whose_client_has_left_is_there_when_it_asks_again(serving):
+    serving.judge.held.clear()
+    assert remote(serving, retries=0, timeout_seconds=1).judge([REQUEST])[0].status == "timeout"
+    assert serving.judge.batches == [1]
+    serving.judge.held.set()
+    assert remote(serving, retries=0).judge([REQUEST])[0].verdicts == (0, 1)
+    assert serving.judge.batches == [1]
+
+
+def test_no_more_answers_are_kept_than_allowed_and_no_failures(monkeypatch):
+    monkeypatch.setattr(service_module, "ANSWERS_KEPT", 1)
+    serving = Serving(StubJudge())
+    other = JudgeRequest(("AB = 1",), "AB = 1")
+    failing = JudgeRequest(("AB = 1",), "fail not_finite")
+    assert [serving.chat(request)[0] for request in (REQUEST, REQUEST, other, REQUEST)] == [200] * 4
+    assert len(serving.judge.batches) == 3
+    assert [serving.chat(failing)[0] for _ in range(2)] == [500, 500]
+    assert len(serving.judge.batches) == 5
+    serving.stop()
 
 
 def test_at_the_end_what_was_asked_is_answered(serving):

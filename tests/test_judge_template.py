@@ -10,8 +10,10 @@ import transformers
 
 from perception_r1_jax.assets import SMALL_TOKENIZER
 from perception_r1_jax.errors import UserError
-from perception_r1_jax.judge.template import answer_template, answer_text
+from perception_r1_jax.judge.template import answer_template, answer_text, opening_behind_text
 from perception_r1_jax.judge.verdicts import parse_verdicts
+from perception_r1_jax.processing.pieces import PieceTokenizer
+from tests.pieces import trained
 
 
 @pytest.fixture(scope="module", params=["own", "qwen"])
@@ -47,6 +49,25 @@ def test_a_longer_answer_begins_as_a_shorter_one(tokenizer, count):
     shorter, longer = answer_template(tokenizer, count), answer_template(tokenizer, 16)
     np.testing.assert_array_equal(shorter.opening, longer.opening)
     assert shorter.between == longer.between[: count - 1]
+
+
+def test_behind_other_text_an_answer_opens_as_it_does_alone(tokenizer):
+    """But with SentencePiece, whose space in front has no place there."""
+    np.testing.assert_array_equal(opening_behind_text(tokenizer), answer_template(tokenizer, 1).opening)
+    pieces = PieceTokenizer(trained(), {}, {})
+    openings = answer_template(pieces, 1).opening, opening_behind_text(pieces)
+    texts = [pieces.decode([*pieces.encode("a"), *opening.tolist()]) for opening in openings]
+    assert texts == ["a <info1>", "a<info1>"]
+
+
+def joining_tokenizer(text: str, add_special_tokens: bool) -> list[int]:
+    """Characters, but for a line end and "<" in one token."""
+    return [ord(character) for character in text.replace("\n<", "ß")]
+
+
+def test_tokenizer_that_joins_an_answer_with_the_text_before_is_refused():
+    with pytest.raises(UserError, match="joins '<info1>0</info1>' with the text before it"):
+        opening_behind_text(SimpleNamespace(encode=joining_tokenizer))
 
 
 def merging_tokenizer(text: str, add_special_tokens: bool) -> list[int]:

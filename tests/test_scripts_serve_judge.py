@@ -64,6 +64,8 @@ def test_it_is_asked_by_score_py_and_stops_at_a_signal(served, tmp_path, monkeyp
         (["--model", ".", "--port", "70000"], "--port 70000: must be from 0 to 65535"),
         (["--model", ".", "--batch_size", "0"], "--batch_size 0: must be at least 1"),
         (["--model", ".", "--max_thought_tokens", "-1"], "--max_thought_tokens -1: must be at least 0"),
+        (["--model", ".", "--weights_memory", "0"], "--weights_memory 0.0 --cache_memory 0.2: must be above 0"),
+        (["--model", ".", "--weights_memory", "0.9"], "and at most 1 together"),
         (["--model", ".", "--fidelity", "paper"], "--fidelity paper goes with --mode free"),
         ([], "--model"),
     ],
@@ -99,7 +101,10 @@ def test_an_address_that_is_taken_is_an_error_in_one_line(monkeypatch):
                 "--weights_int8",
                 "--max_thought_tokens",
                 "7",
+                "--weights_memory",
+                "0.6",
             ]
         )
     assert (asked["weights_int8"], asked["max_thought_tokens"], asked["mode"]) == (True, 7, "constrained")
+    assert (asked["weights_memory"], asked["cache_memory"]) == (0.6, 0.2)
     assert "judge" not in [thread.name for thread in threading.enumerate()]

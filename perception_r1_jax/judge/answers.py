@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import functools
+import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -13,15 +14,18 @@ import numpy as np
 from perception_r1_jax.inference import Engine, Generated, Sampling
 from perception_r1_jax.inference.choices import Between
 from perception_r1_jax.judge.prefix import continued
-from perception_r1_jax.judge.template import answer_template
+from perception_r1_jax.judge.template import answer_template, opening_behind_text
 from perception_r1_jax.judge.verdicts import NOT_FINITE, OK, THOUGHTS_END, UNFINISHED, parse_verdicts
 from perception_r1_jax.models import Prefix
 from perception_r1_jax.processing import Processor, bucket_size
 from perception_r1_jax.records import Prompt, PromptBatch
 
 _PROBE_COUNT = 12  # numbers of one digit and of two
+_FIRST_TAG = "<info1>"
+# Thoughts may quote a response with a `</think>` of its own, but no sanitised one has the verdicts' first tag.
+_THOUGHTS = re.compile(rf"{THOUGHTS_END}\s*(?={_FIRST_TAG})")
 # Where verdicts usually begin behind thoughts, so that no more is written; behind other blanks the whole answer is.
-_VERDICTS_BEGIN = tuple(f"{THOUGHTS_END}{blank}<" for blank in ("", " ", "\n", "\n\n"))
+_VERDICTS_BEGIN = tuple(f"{THOUGHTS_END}{blank}{_FIRST_TAG}" for blank in ("", " ", "\n", "\n\n"))
 LEAST_DIGITS = 4
 """Answers with fewer have the programs of so many."""
 
@@ -107,7 +111,7 @@ class ChosenAnswers:
 
 
 class ThoughtAnswers:
-    """The model writes its thoughts up to `</think>`, greedily, and chooses the digits behind them.
+    """The model writes its thoughts, greedily, up to the `</think>` before its verdicts, and chooses the digits behind.
 
     Attributes:
         finer: as of `ChosenAnswers`.
@@ -116,10 +120,13 @@ class ThoughtAnswers:
     finer = 1
 
     def __init__(self, engine: Engine, processor: Processor, max_thought_tokens: int):
-        """Raises as `ChosenAnswers`."""
+        """Raises as `ChosenAnswers` and `opening_behind_text`."""
         self._max_thought_tokens = max_thought_tokens
         self._thoughts = FreeAnswers(engine, processor, max_thought_tokens, stop_strings=_VERDICTS_BEGIN)
-        self._chosen, self._decode = ChosenAnswers(engine, processor), processor.decode
+        self._chosen = ChosenAnswers(engine, processor)
+        self._opening = tuple(answer_template(processor.tokenizer, 1).opening.tolist())
+        self._opening_behind = tuple(opening_behind_text(processor.tokenizer).tolist())
+        self._decode, self._stop_ids = processor.decode, processor.stop_ids
 
     def prepare(self, prompt: Prompt, count: int) -> tuple[Prompt, int]:
         """As of `ChosenAnswers`, but that the answer's opening comes behind the thoughts."""
@@ -135,20 +142,22 @@ class ThoughtAnswers:
         """As of `ChosenAnswers`, thoughts included; "unfinished" where they have no end within their limit."""
         written = self._thoughts.write(prompts, counts, bucket, batching)
         thoughts = [self._thought(answer, count) for answer, count in zip(written, counts)]
-        ended = [row for row, thought in enumerate(thoughts) if thought is not None]
+        begun = {
+            row: thought + self._opening_behind if thought else self._opening
+            for row, thought in enumerate(thoughts)
+            if thought is not None
+        }
         answers = [no_answer(UNFINISHED if answer.status == OK else answer.status) for answer in written]
-        if ended:
-            prompts = [continued(prompts[row], np.array(thoughts[row], np.int32)) for row in ended]
-            chosen = self._choose(prompts, [counts[row] for row in ended], bucket, batching)
-            for row, answer in zip(ended, chosen):
-                answers[row] = answer._replace(tokens=thoughts[row] + answer.tokens) if answer.tokens else answer
+        if begun:
+            opened = [continued(prompts[row], np.array(tokens, np.int32)) for row, tokens in begun.items()]
+            chosen = self._choose(opened, [counts[row] for row in begun], bucket, batching)
+            for (row, tokens), answer in zip(begun.items(), chosen):
+                rest = answer.tokens[len(self._opening) :]
+                answers[row] = answer._replace(tokens=tokens + rest) if rest else answer
         return answers
 
-    def _choose(
-        self, prompts: Sequence[Prompt], counts: Sequence[int], bucket: int, batching: Batching
-    ) -> list[Answer]:
-        """Answers behind thoughts: the longest prompt decides on the length of all."""
-        opened = [self._chosen.prepare(prompt, count)[0] for prompt, count in zip(prompts, counts)]
+    def _choose(self, opened: Sequence[Prompt], counts: Sequence[int], bucket: int, batching: Batching) -> list[Answer]:
+        """Answers to prompts up to the first digit: the longest decides on the length of all."""
         length = bucket_size(max(len(prompt.tokens) for prompt in opened), finer=self._chosen.finer)
         longer = batching._replace(stack=functools.partial(batching.stack, length=length))
         return self._chosen.write(opened, counts, bucket, longer)
@@ -159,15 +168,28 @@ class ThoughtAnswers:
         A judge that has written its verdicts at once, well-formed, has thought nothing.
         """
         tokens = answer.tokens
-        begun = bisect.bisect_left(range(len(tokens) + 1), True, key=lambda size: self._answers_after(tokens[:size]))
-        if begun <= len(tokens):
-            return tokens[: begun - 1]
-        at_once = answer.stopped and parse_verdicts(self._decode(tokens), count).status == OK
+        if tokens and tokens[-1] in self._stop_ids:
+            tokens = tokens[:-1]
+        text = self._decode(tokens)
+        end = _thoughts_end(text, answer.stopped)
+        if end is not None:
+            sizes = range(1, len(tokens) + 1)
+            return tokens[: bisect.bisect_right(sizes, end, key=lambda size: len(self._decode(tokens[:size])))]
+        at_once = answer.stopped and parse_verdicts(text, count).status == OK
         return () if at_once else None
 
-    def _answers_after(self, tokens: Sequence[int]) -> bool:
-        """Whether something follows the thoughts in these tokens."""
-        return bool(self._decode(tokens).partition(THOUGHTS_END)[2].strip())
+
+def _thoughts_end(text: str, stopped: bool) -> int | None:
+    """Where in a text the thoughts and the blanks behind them end; None where they do not.
+
+    A last `</think>` without verdicts behind ends them, too, unless the text was cut: they may go on.
+    """
+    if match := _THOUGHTS.search(text):
+        return match.end()
+    _, end, rest = text.rpartition(THOUGHTS_END)
+    if not end or not (stopped or _FIRST_TAG.startswith(rest.strip())):
+        return None
+    return len(text) - len(rest.lstrip())
 
 
 class FreeAnswers:

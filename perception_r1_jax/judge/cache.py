@@ -5,12 +5,38 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import nullcontext
+from typing import Generic, TypeVar
 
 from perception_r1_jax.judge.call import AnyJudge, JudgeCall, Judging, never_stop
 from perception_r1_jax.judge.pictures import AnyRequest
 from perception_r1_jax.judge.verdicts import NONE, Judgement
+
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
+
+
+class Kept(Generic[Key, Value]):
+    """Values by key, so many at most; those that were not used for longest go first."""
+
+    def __init__(self, size: int):
+        self._size = size
+        self._values: OrderedDict[Key, Value] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def get(self, key: Key) -> Value | None:
+        """The value kept under a key; None where there is none."""
+        return self._values.get(key)
+
+    def keep(self, key: Key, value: Value) -> None:
+        """Keeps a value, which counts as used just now."""
+        self._values[key] = value
+        self._values.move_to_end(key)
+        if len(self._values) > self._size:
+            self._values.popitem(last=False)
 
 
 class CachedJudge(AnyJudge):
@@ -26,8 +52,8 @@ class CachedJudge(AnyJudge):
     """
 
     def __init__(self, judge: AnyJudge, size: int):
-        self._judge, self._size = judge, size
-        self._kept: OrderedDict[bytes, Judgement] = OrderedDict()
+        self._judge = judge
+        self._kept: Kept[bytes, Judgement] = Kept(size)
         self._asked = self._sent = 0
         self.prompt, self.parameters = judge.prompt, judge.parameters
 
@@ -55,12 +81,8 @@ class CachedJudge(AnyJudge):
 
     def keep(self, key: bytes, judgement: Judgement) -> None:
         """Keeps the judgement of a pair if it is one; the pair counts as used just now."""
-        if judgement.failed or judgement.status == NONE:
-            return
-        self._kept[key] = judgement
-        self._kept.move_to_end(key)
-        if len(self._kept) > self._size:
-            self._kept.popitem(last=False)
+        if not judgement.failed and judgement.status != NONE:
+            self._kept.keep(key, judgement)
 
     def take_metrics(self) -> dict[str, float]:
         """As of `AnyJudge`: the share of what was asked that was not passed on, and the judge's own metrics."""
@@ -87,7 +109,7 @@ class CachedCall(JudgeCall):
 
     def add(self, requests: Sequence[AnyRequest]) -> None:
         """As of `JudgeCall`."""
-        keyed = [(_key(request), request) for request in requests]
+        keyed = [(request_key(request), request) for request in requests]
         self._keys += (key for key, _ in keyed)
         new = {key: request for key, request in keyed if key not in self._known}
         self._known |= {key: self._cache.look_up(key) for key in new}
@@ -104,7 +126,8 @@ class CachedCall(JudgeCall):
         return [self._known[key] for key in self._keys]
 
 
-def _key(request: AnyRequest) -> bytes:
+def request_key(request: AnyRequest) -> bytes:
+    """SHA-256 of all that a judgement depends on."""
     digest = hashlib.sha256()
     for part in request.content:
         encoded = part if isinstance(part, bytes) else str(part).encode("utf-8", "surrogatepass")

@@ -107,9 +107,18 @@ class Judge(AnyJudge):
         return shared_tokens([unlimited.chat_prompt(self._write(request)) for request in requests])
 
     def check_room(self) -> None:
-        """Raises `UserError` unless the longest requests have room in the cache: no run is to end at one of them."""
-        shared = min(len(self.prefix_tokens), self._max_prompt_tokens - 1)
+        """Raises `UserError` unless requests have room within their limit, and the longest of them in the cache.
+
+        No run is to end at one of them.
+        """
+        shared = len(self.prefix_tokens)
         longest = self._max_prompt_tokens - shared
+        if longest < 1:
+            raise UserError(
+                f"config.judge.max_prompt_tokens is {self._max_prompt_tokens}, and the instruction that all requests "
+                f"begin with has {shared} tokens: every request would be too long. Raise it (--max_prompt_tokens) so "
+                "that annotations or pictures and a response have room behind the instruction."
+            )
         try:
             self._answers.check_room(self._batch_size, longest, self._max_new_tokens, shared)
         except UserError as error:
@@ -283,7 +292,8 @@ def load_judge(
 
     Raises:
         UserError: the judge is to see, and its model cannot; or the devices lack the memory that the weights are to lie
-            in, or that for the longest requests. Also what reading model, tokenizer and prompt raises.
+            in, or that for the longest requests; or `max_prompt_tokens` has room for none. Also what reading model,
+            tokenizer and prompt raises.
     """
     mesh = make_mesh() if mesh is None else mesh
     if host_memory:

@@ -25,6 +25,7 @@ from perception_r1_jax.judge.wire import (
     Garbled,
     chat_request,
     read_answer_text,
+    read_error_message,
     read_error_status,
     read_models,
 )
@@ -88,7 +89,8 @@ class RemoteJudge(AnyJudge):
     def read(self, reply: Reply, count: int) -> Judgement:
         """The judgement in the endpoint's reply, of so many annotations."""
         if reply.failure:
-            return Judgement(None, count, 0, read_error_status(reply.content) or reply.failure)
+            status = read_error_status(reply.content) or reply.failure
+            return Judgement(None, count, 0, status, detail=read_error_message(reply.content))
         try:
             return read_answer(read_answer_text(reply.content), count, self._fidelity)
         except Garbled:

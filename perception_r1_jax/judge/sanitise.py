@@ -37,6 +37,7 @@ _MARKUP = re.compile(
 )
 _HARMLESS = {"[": "\u2045"}  # a bracket with a quill; "<" in any width becomes a single guillemet
 _COLONS = "[:：﹕︓∶꞉]"
+_LINE_START = rf"^(?:[^\S\n]|[{_UNSEEN}*_#>])*"
 
 
 def sanitise(text: str, headings: Sequence[str] = ()) -> str:
@@ -47,11 +48,20 @@ def sanitise(text: str, headings: Sequence[str] = ()) -> str:
         headings: the prompt's section headings without their colons, as `JudgePrompt.headings` gives them.
 
     Line ends become newlines, controls become U+FFFD, the "<" of markup becomes a single guillemet, the "[" of a
-    special token a bracket with a quill, and the colon after a heading's words (any case, bold too) a dash.
+    special token a bracket with a quill, and the colon after a heading's words (any case, bold too) a dash. The end of
+    a longer word is no heading, and a single letter, which may name a point, only where a line begins with it.
     """
     text = _CONTROL.sub("\ufffd", _NEW_LINE.sub("\n", text))
     text = _MARKUP.sub(lambda match: _HARMLESS.get(match[0], "\u2039"), text)
     if not headings:
         return text
-    words = "|".join(f"{_BLANK}+".join(map(_unseen_between, heading.split())) for heading in headings)
-    return re.sub(rf"((?:{words})[*_]{{0,4}}){_BLANK}*{_COLONS}", r"\1 -", text, flags=re.IGNORECASE)
+    words = "|".join(map(_heading, headings))
+    return re.sub(rf"((?:{words})[*_]{{0,4}}){_BLANK}*{_COLONS}", r"\1 -", text, flags=re.IGNORECASE | re.MULTILINE)
+
+
+def _heading(heading: str) -> str:
+    """A pattern of the heading's words, where they can be one."""
+    if len(heading) == 1:
+        return rf"{_LINE_START}{re.escape(heading)}(?=[*_]{{0,4}}{_BLANK}*{_COLONS}(?:{_BLANK}|\Z))"
+    words = f"{_BLANK}+".join(map(_unseen_between, heading.split()))
+    return rf"(?<![^\W_]){words}" if heading[0].isalnum() else words

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from perception_r1_jax.errors import UserError
+from perception_r1_jax.judge.cache import Kept, request_key
 from perception_r1_jax.judge.on_mesh import Answer, Judge
 from perception_r1_jax.judge.pictures import PicturePrompt
 from perception_r1_jax.judge.prompts import JudgeRequest
@@ -21,6 +22,8 @@ from perception_r1_jax.judge.waiting import AnswerFailed, NotNow, WaitingLine
 from perception_r1_jax.judge.wire import CHAT, ERROR_CODES, MODELS, chat_answer, error_body, model_list
 
 logger = logging.getLogger(__name__)
+
+ANSWERS_KEPT = 4096
 
 _CODES = {status: code for code, status in ERROR_CODES.items()}
 _FIXED = {"stream": (None, False), "n": (None, 1), "temperature": (None, 0)}
@@ -65,6 +68,7 @@ class JudgeService:
                 "folder, config.judge.sees = True), or load it with sees=False to judge by annotations."
             )
         self._judge, self.name = judge, name
+        self._kept: Kept[tuple[bytes, int | None], _Answered] = Kept(ANSWERS_KEPT)
         self._line: WaitingLine[_Asked, _Answered] = WaitingLine(self._answer_all)
         self._routes = {
             "/health": ("GET", self._health),
@@ -134,8 +138,17 @@ class JudgeService:
         return request
 
     def _answer_all(self, asked: Sequence[_Asked]) -> list[_Answered]:
-        answers = self._judge.answer([one.request for one in asked])
-        return [self._cut(answer, one.max_tokens) for answer, one in zip(answers, asked)]
+        """Asks the judge about what it has not answered: a client that left meanwhile comes back for its answer."""
+        keys = [(request_key(one.request), one.max_tokens) for one in asked]
+        known = {key: self._kept.get(key) for key in keys}
+        new = {key: one for key, one in zip(keys, asked) if known[key] is None}
+        if new:
+            answers = self._judge.answer([one.request for one in new.values()])
+            known |= {key: self._cut(answer, one.max_tokens) for (key, one), answer in zip(new.items(), answers)}
+        for key, answered in known.items():
+            if answered.status == OK:
+                self._kept.keep(key, answered)
+        return [known[key] for key in keys]
 
     def _cut(self, answer: Answer, max_tokens: int | None) -> _Answered:
         """A greedy answer under a lower limit is the beginning of it."""

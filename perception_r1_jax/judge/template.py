@@ -66,3 +66,24 @@ def answer_template(tokenizer: Any, count: int) -> AnswerTemplate:
     tokens = zeros.copy()
     tokens[places] = -1
     return AnswerTemplate(tokens, pairs.pop())
+
+
+def opening_behind_text(tokenizer: Any) -> np.ndarray:
+    """The tokens of an answer up to its first digit, int32, where text stands before it, as thoughts do.
+
+    SentencePiece puts a space in front of what it encodes, which no model writes within its own text. So these are
+    taken from behind a line end.
+
+    Raises:
+        UserError: the line end or the rest of the answer has other tokens there.
+    """
+    alone = answer_template(tokenizer, 1)
+    before, rest = tokenizer.encode("\n", add_special_tokens=False), alone.fill(np.zeros(1, int))[len(alone.opening) :]
+    whole = np.asarray(tokenizer.encode("\n" + answer_text([0]), add_special_tokens=False), np.int32)
+    opening = whole[len(before) : len(whole) - len(rest)]
+    if not np.array_equal(whole, np.concatenate([before, opening, rest])):
+        raise UserError(
+            f"the judge's tokenizer {type(tokenizer).__name__} joins {answer_text([0])!r} with the text before it. Set "
+            "config.judge.mode='free', or config.judge.max_thought_tokens=0, for this judge."
+        )
+    return opening

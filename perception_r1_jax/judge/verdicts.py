@@ -35,6 +35,7 @@ class Judgement:
         status: "ok", "none" (no annotations or no picture, so nothing was asked), or the reason of the failure.
         probabilities: of a 1 at each digit, where the judge chose between the digits; else None. Judgements that say
             the same are equal, however sure they are.
+        detail: what else is known of a failure, for the log.
     """
 
     verdicts: tuple[float, ...] | None
@@ -42,6 +43,7 @@ class Judgement:
     parsed: int
     status: str
     probabilities: tuple[float, ...] | None = dataclasses.field(default=None, compare=False)
+    detail: str = dataclasses.field(default="", compare=False)
 
     @property
     def failed(self) -> bool:

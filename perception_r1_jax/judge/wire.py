@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from perception_r1_jax.judge.prompts import encodable
 from perception_r1_jax.judge.verdicts import NOT_FINITE, TOO_LONG, TOO_MANY, UNFINISHED
 
 CHAT, MODELS = "/chat/completions", "/models"
@@ -22,6 +23,9 @@ ERROR_CODES = {
     "thoughts_unfinished": UNFINISHED,
 }
 """`error.code` of an answer that is an error -> status of the judgement. The first is OpenAI's, the others are ours."""
+
+MESSAGE_CHARACTERS = 200
+"""Of an error's message that are kept, for a line in the log."""
 
 
 class Garbled(ValueError):
@@ -49,7 +53,7 @@ def model_list(names: Sequence[str]) -> dict[str, Any]:
 
 
 def error_body(message: str, code: str) -> dict[str, Any]:
-    """An error, as `read_error_status` reads it."""
+    """An error, as `read_error_status` and `read_error_message` read it."""
     return {"error": {"message": message, "type": "error", "code": code}}
 
 
@@ -78,6 +82,15 @@ def read_error_status(content: bytes) -> str | None:
         return ERROR_CODES.get(_read_json(content)["error"]["code"])
     except (Garbled, LookupError, TypeError):
         return None
+
+
+def read_error_message(content: bytes) -> str:
+    """The beginning of an error's message, in one line; "" where it has none. Never raises."""
+    try:
+        message = _read_json(content)["error"]["message"]
+    except (Garbled, LookupError, TypeError):
+        return ""
+    return encodable(" ".join(message.split())[:MESSAGE_CHARACTERS]) if isinstance(message, str) else ""
 
 
 def _read_json(content: bytes) -> Any:
