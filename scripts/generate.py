@@ -8,7 +8,7 @@ A text-only model (Qwen2, Qwen2.5) takes a prompt alone.
 
 A line of the input is {"prompt": TEXT, "images": [PATH, ...], "id": NAME}. Paths are relative to the file's folder;
 `images` and `id` are optional, an id is else the line's number. A line of the output, in the input's order, is
-{"id", "text", "token_ids", "prompt_tokens", "finish_reason"}, or {"id", "error"} where a prompt could not be used.
+{"id", "text", "token_ids", "prompt_tokens", "finish_reason"}, or {"id", "error"} where a prompt has no reply.
 A draw depends on the seed and the prompt's id, not on the other prompts. Until the end replies are kept in
 OUTPUT.partial; the same command goes on from there.
 
@@ -26,6 +26,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from perception_r1_jax.command_line import add_memory_options, check_memory_options
 
 if TYPE_CHECKING:  # at run time after the command line is read: jax takes seconds to load
     from perception_r1_jax.inference import Engine, Sampling
@@ -93,6 +95,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="float32", help="to compute in (default float32)"
     )
+    add_memory_options(parser)
     parser.add_argument(
         "--json",
         action="store_true",
@@ -115,6 +118,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--batch_size {args.batch_size}: must be at least 1")
     if not 0 <= args.seed < SEEDS:
         parser.error(f"--seed {args.seed}: must be from 0 to {SEEDS - 1}")
+    check_memory_options(parser, args)
     _check_files(parser, args)
     return args
 
@@ -139,11 +143,12 @@ def generate(args: argparse.Namespace) -> dict[str, Any]:
     """The answer to one prompt: `text`, `token_ids`, `prompt_tokens`, `finish_reason`.
 
     Raises:
-        OSError, UserError: no device, or a model directory that cannot be used.
+        OSError, UserError: no device, a model directory that cannot be used, or no reply.
         DroppedProblem: a picture or a text that cannot be used.
     """
     import jax
 
+    from perception_r1_jax.errors import UserError
     from perception_r1_jax.inference.replies import reply
     from perception_r1_jax.records import Problem
 
@@ -160,7 +165,10 @@ def generate(args: argparse.Namespace) -> dict[str, Any]:
         bucket_of=lambda prompt: (len(prompt.tokens), len(prompt.vision.image_ids)),
         on_reply=lambda _, answer: answers.append(answer),
     )
-    return fields_of(*answers)
+    (answer,) = answers
+    if answer.text is None:
+        raise UserError(answer.fault)
+    return fields_of(answer)
 
 
 def generate_file(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -221,10 +229,12 @@ def fields_of(answer: Reply) -> dict[str, Any]:
 
 
 def settings(args: argparse.Namespace) -> dict[str, Any]:
-    """All that the replies to a file depend on, as JSON has it."""
+    """All that the replies to a file depend on, as JSON has it. A training run is its latest step, which changes."""
+    from perception_r1_jax.weights import locate_model
+
     names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "dtype")
     return {
-        "model": str(Path(args.model).resolve()),
+        "model": str(locate_model(args.model).weights),
         "input_sha256": hashlib.sha256(args.input.read_bytes()).hexdigest(),
         **{name: getattr(args, name) for name in names},
     }
@@ -240,16 +250,27 @@ def load_processor(args: argparse.Namespace) -> Processor:
 
 
 def load_engine(args: argparse.Namespace) -> Engine:
-    """The model on all devices."""
+    """The model on all devices, read parameter by parameter: it is never held twice."""
+    import functools
+
     import jax.numpy as jnp
 
     from perception_r1_jax.inference import Engine
     from perception_r1_jax.models import load_config
     from perception_r1_jax.sharding import make_mesh
-    from perception_r1_jax.weights import load_params, locate_model
+    from perception_r1_jax.weights import locate_model, stream_params
 
-    config, mesh, dtype = load_config(locate_model(args.model).model_dir), make_mesh(), jnp.dtype(args.dtype)
-    return Engine(config, load_params(args.model, config, mesh, dtype), mesh, dtype=dtype)
+    config = load_config(locate_model(args.model).model_dir)
+    engine = Engine(
+        config,
+        None,
+        make_mesh(),
+        dtype=jnp.dtype(args.dtype),
+        weights_memory=args.weights_memory,
+        cache_memory=args.cache_memory,
+    )
+    engine.read(functools.partial(stream_params, args.model, config))
+    return engine
 
 
 def make_sampling(args: argparse.Namespace, processor: Processor) -> Sampling:

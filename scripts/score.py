@@ -11,9 +11,10 @@ about them, recorded earlier) are optional. The output holds every line in its o
 No failure is a zero: `accuracy` is null where the comparison ran out of time or the answer field is unreadable,
 `visual` where the judgement failed, and `total` is then null too. Without annotations `visual` is 0. With
 annotations but neither `judge_output` nor a judge it is null, and `total` is the sum of the other terms.
-A line that cannot be read becomes {"line": its number, "error": why}.
+A line that cannot be read becomes {"line": its number, "error": why}. Until the end the lines stand in
+OUTPUT.partial, so that an OUTPUT is always whole.
 
-Exit code: 0 if every line could be read, 1 if some could not, 2 for a wrong command line or judge.
+Exit code: 0 if every line could be read, 1 if some could not or it was stopped, 2 for a wrong command line or judge.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import collections
 import itertools
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -33,6 +35,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from rich.console import Console
 from rich.progress import Progress
 
+from perception_r1_jax.command_line import CACHE_MEMORY, WEIGHTS_MEMORY
+from perception_r1_jax.errors import UserError
 from perception_r1_jax.judge.endpoint import is_url
 from perception_r1_jax.judge.verdicts import Judgement, read_answer
 from perception_r1_jax.records import Problem, Scores
@@ -48,14 +52,29 @@ CACHE_SIZE = 65_536
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Scores the file; returns the exit code."""
+    """Scores the file; returns the exit code. A message and status 1 where it is stopped, or cannot be written."""
     args = _parse_arguments(arguments)
-    judge = _load_judge(args)
+    partial = args.output.with_name(args.output.name + ".partial")
+    try:
+        counts = score_file(args, _load_judge(args), partial)
+    except (OSError, UserError) as error:
+        raise SystemExit(f"error: {error}") from error
+    except KeyboardInterrupt:
+        raise SystemExit(f"stopped; {args.output} is as it was.") from None
+    os.replace(partial, args.output)
+    print(f"{args.output}: " + ", ".join(f"{name} {count}" for name, count in sorted(counts.items())), file=sys.stderr)
+    return 1 if counts["bad lines"] else 0
+
+
+def score_file(
+    args: argparse.Namespace, judge: Callable[[list[Problem]], list[Judgement]] | None, output: Path
+) -> collections.Counter[str]:
+    """Writes the scores of the input's lines; returns what became of them."""
     counts: collections.Counter[str] = collections.Counter()
     with (
         AccuracyPool(args.workers, args.deadline_seconds, args.fidelity) as pool,
         args.input.open("rb") as source,
-        args.output.open("w", encoding="utf-8") as target,
+        output.open("w", encoding="utf-8") as target,
         Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress,
     ):
         task = progress.add_task("scoring", total=args.input.stat().st_size)
@@ -64,8 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for row in score_lines(batch, judge, pool, args.fidelity, counts):
                 target.write(json.dumps(row) + "\n")
             progress.update(task, completed=source.tell())
-    print(f"{args.output}: " + ", ".join(f"{name} {count}" for name, count in sorted(counts.items())), file=sys.stderr)
-    return 1 if counts["bad lines"] else 0
+    return counts
 
 
 def score_lines(
@@ -147,7 +165,6 @@ def _load_judge(args: argparse.Namespace) -> Callable[[list[Problem]], list[Judg
     """Asks the model in a folder, or at an address, about problems."""
     if args.judge == "none":
         return None
-    from perception_r1_jax.errors import UserError
     from perception_r1_jax.judge.cache import CachedJudge
     from perception_r1_jax.judge.prompts import JudgeRequest
 
@@ -168,7 +185,14 @@ def _make_judge(args: argparse.Namespace) -> AnyJudge:
         return connect_judge(args.judge, model=args.judge_model, **common)
     from perception_r1_jax.judge.on_mesh import load_judge
 
-    return load_judge(args.judge, mode=args.judge_mode, max_thought_tokens=args.judge_max_thought_tokens, **common)
+    return load_judge(
+        args.judge,
+        mode=args.judge_mode,
+        max_thought_tokens=args.judge_max_thought_tokens,
+        weights_memory=args.judge_weights_memory,
+        cache_memory=CACHE_MEMORY,
+        **common,
+    )
 
 
 def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -196,6 +220,14 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="tokens of thoughts before a constrained answer, up to </think> (default 0: none)",
     )
     parser.add_argument(
+        "--judge_weights_memory",
+        type=float,
+        default=WEIGHTS_MEMORY,
+        metavar="SHARE",
+        help="of a judge in a folder: share of a device's memory for its weights; larger ones are split "
+        "(default %(default)s)",
+    )
+    parser.add_argument(
         "--fidelity", choices=FIDELITIES, default="default", help="'paper': as the authors' code scores"
     )
     parser.add_argument("--workers", type=int, default=2, help="processes that compare answers (default: 2)")
@@ -207,8 +239,8 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--input {args.input}: no such file")
     if args.output.exists() and args.output.samefile(args.input):
         parser.error(f"--output {args.output} is the input file; write to another one")
-    if not args.output.parent.is_dir():
-        parser.error(f"--output {args.output}: the folder {args.output.parent} does not exist")
+    if args.output.is_dir() or not args.output.parent.is_dir():
+        parser.error(f"--output {args.output}: name a file in a folder that exists")
     if args.judge != "none" and not is_url(args.judge) and not Path(args.judge).is_dir():
         parser.error(f"--judge {args.judge}: no such folder; use 'none' to score without a judge")
     args.judge_mode = args.judge_mode or ("free" if args.fidelity == "paper" else "constrained")
@@ -216,6 +248,9 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--fidelity paper goes with --judge_mode free")
     if args.judge_max_thought_tokens < 0:
         parser.error(f"--judge_max_thought_tokens {args.judge_max_thought_tokens}: must be at least 0")
+    if not 0 < args.judge_weights_memory <= 1 - CACHE_MEMORY:
+        most = f"at most {1 - CACHE_MEMORY}: keys and values take the rest"
+        parser.error(f"--judge_weights_memory {args.judge_weights_memory}: must be above 0 and {most}")
     if args.workers < 1 or not args.deadline_seconds > 0:
         parser.error("--workers and --deadline_seconds must be positive")
     return args

@@ -9,7 +9,7 @@ import pytest
 from perception_r1_jax.data.errors import DroppedProblem
 from perception_r1_jax.inference import Engine, Sampling, pools
 from perception_r1_jax.inference.replies import Reply, _Waiting, prompts_or_faults, reply
-from perception_r1_jax.models import init_params, load_config
+from perception_r1_jax.models import init_params, load_config, token_bytes
 from perception_r1_jax.processing import Processor
 from perception_r1_jax.records import Problem, Prompt
 from perception_r1_jax.sharding import make_mesh
@@ -168,3 +168,32 @@ def test_what_cannot_be_asked_is_told_at_once(engine, processor):
     assert told[0][1] == Reply(None, None, "invalid JSON")
     assert told[1][1].text is None
     assert "picture 1" in told[1][1].fault
+
+
+def test_a_prompt_without_room_in_the_cache_is_a_fault_of_its_own(engine, processor, monkeypatch):
+    monkeypatch.setattr(engine, "_cache_bytes", 150 * token_bytes(engine.config, np.float32))
+    long = Problem("long", "How long is AB? " * 20, (PICTURE,), "")
+    told = ask(
+        engine,
+        processor,
+        [PROBLEMS[0], long, PROBLEMS[1]],
+        bucket_of=lambda prompt: (80 if len(prompt.tokens) <= 80 else 160, 2),
+    )
+    assert [name for name, _ in told] == ["long", "a", "b"]
+    assert told[0][1].text is None
+    assert "12 tokens to a prompt of 160 needs room in the cache for 182 tokens" in told[0][1].fault
+    assert all(len(said.token_ids) == 12 for _, said in told[1:])
+
+
+def test_numbers_that_are_not_finite_are_a_fault(engine, processor):
+    """Only the first prompt has the token whose embedding is damaged."""
+    sound, params = dict(ask(engine, processor, PROBLEMS[:2])), init_params(engine.config, jax.random.key(0))
+    first, second = (processor.prompt(problem).tokens.tolist() for problem in PROBLEMS[:2])
+    damaged = params["decoder"]["embed"]["embedding"].at[min(set(first) - set(second))].set(np.nan)
+    try:
+        engine.load(params | {"decoder": params["decoder"] | {"embed": {"embedding": damaged}}})
+        told = dict(ask(engine, processor, PROBLEMS[:2]))
+    finally:
+        engine.load(params)
+    assert told["a"] == Reply(None, None, "the model's numbers are not finite")
+    assert told["b"] == sound["b"]

@@ -57,6 +57,8 @@ def test_a_single_device_holds_all_or_says_what_is_missing():
     mesh = make_mesh(devices=jax.devices()[:1])
     assert serving_mesh(mesh, Serving(tiny.CONFIG, jnp.dtype(jnp.float32)), 1e9).shape["tensor"] == 1
     with pytest.raises(
-        UserError, match=r"Use more or larger devices, bfloat16 .* or a larger config.rollout.weights_memory"
+        UserError,
+        match=r"Use more or larger devices, bfloat16 .* 8-bit weights \(config.judge.weights_int8, or --weights_int8\)"
+        r", or a larger config.rollout.weights_memory, of a judge config.judge.weights_memory, or --weights_memory",
     ):
         serving_mesh(mesh, Serving(tiny.CONFIG, jnp.dtype(jnp.float32)), 1000.0)

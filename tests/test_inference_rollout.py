@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
 from perception_r1_jax.config import default_config
+from perception_r1_jax.errors import UserError
 from perception_r1_jax.inference import Engine, Generated
 from perception_r1_jax.inference.generation import FinishedGroups
-from perception_r1_jax.inference.rollout import bucketed_batch, make_sampling, roll_out, rollout_metrics
+from perception_r1_jax.inference.rollout import (
+    bucketed_batch,
+    check_stop_strings,
+    make_sampling,
+    roll_out,
+    rollout_metrics,
+)
 from perception_r1_jax.inference.stats import GenerationStats
 from perception_r1_jax.models import init_params, load_config
 from perception_r1_jax.processing import Processor
+from perception_r1_jax.processing.tokenizer import load_tokenizer
 from perception_r1_jax.records import Problem
 from perception_r1_jax.sharding import make_mesh
 from perception_r1_jax.weights.random_checkpoint import write_random_checkpoint
@@ -65,9 +75,10 @@ class ScriptedEngine(Engine):
             for sample, answer in enumerate(group):
                 tokens[row, sample, : len(answer)], mask[row, sample, : len(answer)] = answer, True
         stopped = np.array([[answer[-1] in sampling.stop_ids for answer in group] for group in self.answers])
+        logps = np.where(mask, -0.5, 0).astype(np.float32)
         for rows in ([1], [0]):
-            on_groups(FinishedGroups(rows, tokens[rows], mask[rows], stopped[rows]))
-        return Generated(tokens, mask, np.where(mask, -0.5, 0).astype(np.float32), stopped, STATS)
+            on_groups(FinishedGroups(rows, tokens[rows], mask[rows], logps[rows], stopped[rows]))
+        return Generated(tokens, mask, logps, stopped, STATS)
 
 
 def say(processor: Processor, text: str, *, stop: int | None = None) -> list[int]:
@@ -134,6 +145,17 @@ def test_a_prompt_above_every_bucket_is_named(processor, config):
     config.prompt_buckets = (8, 16)
     with pytest.raises(ValueError, match=r"prompt 'p0' \(tokens\): size \d+ is above the largest bucket 16"):
         bucketed_batch(prompts(processor, (56, 56), (0, 0)), processor, config)
+
+
+def test_a_stop_string_that_no_text_has_is_refused(processor, config, shared_data):
+    qwen = load_tokenizer(shared_data / "qwen2_5_vl_tokenizer", 152_064)
+    processor = dataclasses.replace(processor, tokenizer=qwen)
+    for string in ("<|im_end|>", "The end.<|endoftext|>"):
+        config.stop_strings = ("</answer>", string)
+        with pytest.raises(UserError, match=r"stop_strings has '.*<\|\w+\|>', and <\|\w+\|> is a special token"):
+            check_stop_strings(config, processor)
+    config.stop_strings = ("</answer>", "<tool_call>", "<|")  # <tool_call> is an added token, but text
+    check_stop_strings(config, processor)
 
 
 def test_metrics(processor, config):

@@ -131,6 +131,16 @@ def test_no_number_draws_what_is_impossible(monkeypatch, possible):
     assert {tokens[0].item(), tokens[3].item()} == {possible[0], possible[-1]}
 
 
+def test_sums_that_fall_by_a_rounding_draw_nothing_impossible(monkeypatch):
+    """Weights 1, 0 and 1, and a number between the second sum, rounded down, and the first."""
+    below = np.nextafter(np.float32(1), np.float32(0))
+    cumsum = jnp.cumsum
+    monkeypatch.setattr(jnp, "cumsum", lambda x, axis: cumsum(x, axis=axis).at[..., 1].set(below))
+    monkeypatch.setattr(jax, "vmap", lambda draw: lambda keys: jnp.full(1, below / 2))
+    logits = jnp.asarray([[0.0, -jnp.inf, 0.0]])
+    assert sample(logits, jax.random.split(jax.random.key(0), 1), settings())[0].tolist() == [0]
+
+
 @pytest.mark.parametrize("shape", [(), (12,), (3, 4), (2, 3, 2)])
 def test_rows_of_any_shape_draw_the_same(shape):
     flat = random_rows(12)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
 from perception_r1_jax.config import default_config
+from perception_r1_jax.judge.prompts import JudgeRequest
+from perception_r1_jax.judge.remote import connect_judge
 from perception_r1_jax.judge.verdicts import Judgement
+from perception_r1_jax.judge.wire import error_body
 from perception_r1_jax.records import Problem
 from perception_r1_jax.rewards import AccuracyPool
 from perception_r1_jax.rewards.failures import RewardFailed
 from perception_r1_jax.rewards.score import WEIGHTS, RewardSettings, score_responses
+from tests.judge_server import ScriptedServer
 
 FORMATTED = "<think>\nx\n</think>\n<answer>\n\\boxed{5}\n</answer>"
 TOWER = r"\boxed{9^{9^{9^{9}}}}"
@@ -60,6 +66,19 @@ def test_a_failed_judgement(pool, caplog, policy, total, valid):
     assert np.isnan(scores.terms["visual"][0, 1])
     assert scores.counts["judge/missing"] == 1
     assert "judge reward: 1 missing, of the problems with facts" in caplog.text
+
+
+def test_what_a_server_says_of_a_refused_request_is_in_the_log(pool, caplog, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    message = "maximum context length is 4096,\nhowever you asked for 5000; " + "so " * 1000
+    body = json.dumps(error_body(message, "context_length_exceeded")).encode()
+    with ScriptedServer(lambda call: call.send(400, body)) as server:
+        (refused,) = connect_judge(server.address).judge([JudgeRequest(PROBLEMS[0].annotations, TEXTS[0][0])])
+    assert refused.status == "too_long"
+    score_responses(PROBLEMS, TEXTS, [[OK, refused], [NONE, NONE]], pool, RewardSettings())
+    warning = "1 too_long, of the problems with facts: maximum context length is 4096, however you asked for 5000; so "
+    assert warning in caplog.text
+    assert max(map(len, caplog.messages)) < 300
 
 
 def test_the_visual_term_may_be_how_sure_the_judge_is(pool):

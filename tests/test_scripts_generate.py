@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import pytest
 import safetensors.numpy
 from rich.progress import Progress
@@ -268,6 +269,19 @@ def test_a_job_that_was_cut_short_asks_only_for_the_rest(script, folder, tmp_pat
     assert len({line["text"] for line in lines}) == 4
 
 
+def test_a_job_goes_on_with_the_checkpoint_that_it_began_with(script, folder, tmp_path, monkeypatch):
+    """A training run's latest step is another one later."""
+    from perception_r1_jax.inference import Engine
+
+    convert_huggingface(folder / "text", tmp_path / "model")
+    weights = (tmp_path / "model/params").rename(tmp_path / "weights")
+    monkeypatch.setattr(Engine, "generate", mock.Mock(side_effect=KeyboardInterrupt))
+    for step, told in ((1, "^stopped"), (2, "model was '.*checkpoints/1' and is '.*checkpoints/2'")):
+        shutil.copytree(weights, tmp_path / f"checkpoints/{step}")
+        with pytest.raises(SystemExit, match=told):
+            ask_file(script, folder, tmp_path / "out.jsonl", prompts=[{"prompt": "?"}], model=tmp_path)
+
+
 def test_a_repetition_penalty_is_the_sampling_s(script):
     processor = mock.Mock(stop_ids=(1,), pad_id=0, banned_ids=())
     given = ["--model", "m", "--prompt", "?", "--repetition_penalty", "1.05"]
@@ -407,6 +421,25 @@ def test_a_prompt_that_cannot_be_used_is_explained(script, folder, monkeypatch, 
     assert "\n" not in stop.value.code
 
 
+def test_weights_may_take_most_of_a_device(script, folder, monkeypatch):
+    from perception_r1_jax.inference import engine
+    from perception_r1_jax.inference.reshard import Serving
+    from perception_r1_jax.models import load_config
+
+    whole = Serving(load_config(folder / "text"), np.dtype("float32")).bytes
+    monkeypatch.setattr(engine, "device_memory", lambda device: int(1.6 * whole))
+    asked = ["--model", str(folder / "text"), "--prompt", "hi"]
+    assert script.load_engine(script.parse_arguments(asked)).mesh.shape["tensor"] == 1
+    assert script.load_engine(script.parse_arguments([*asked, "--weights_memory", "0.6"])).mesh.shape["tensor"] == 2
+    with pytest.raises(SystemExit, match=r"^error: the weights take .* or --weights_memory\."):
+        script.main([*asked, "--weights_memory", "0.1"])
+
+
+def test_a_prompt_without_room_in_the_cache_is_explained(script, folder):
+    with pytest.raises(SystemExit, match=r"^error: no room in the cache \(one response of 512 .* --cache_memory"):
+        script.main(["--model", str(folder / "text"), "--prompt", "hi", "--cache_memory", "1e-9"])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -418,6 +451,8 @@ def test_a_prompt_that_cannot_be_used_is_explained(script, folder, monkeypatch, 
         (["--top_p", "0"], "--top_p 0.0: must be above 0 and at most 1"),
         (["--batch_size", "0"], "--batch_size 0: must be at least 1"),
         (["--repetition_penalty", "0"], "--repetition_penalty 0.0: must be a number above 0"),
+        (["--weights_memory", "0.9"], "--weights_memory 0.9 --cache_memory 0.2: must be above 0, and at most 1"),
+        (["--cache_memory", "nan"], "--weights_memory 0.7 --cache_memory nan: must be above 0, and at most 1"),
         (["--seed", "-1"], "--seed -1: must be from 0"),
         (["--seed", str(2**40)], "must be from 0 to 4294967295"),
         (["--dtype", "int8"], "invalid choice: 'int8'"),

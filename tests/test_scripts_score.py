@@ -43,6 +43,17 @@ PAPER = [
 ]
 
 
+JUDGE = {
+    "prompt": "",
+    "mode": "constrained",
+    "max_thought_tokens": 0,
+    "weights_memory": 0.7,
+    "cache_memory": 0.2,
+    "fidelity": "default",
+}
+"""How a judge in a folder is loaded unless told otherwise."""
+
+
 @pytest.fixture(scope="module")
 def script():
     spec = importlib.util.spec_from_file_location("score_script", SCRIPT)
@@ -94,19 +105,20 @@ def test_lines_that_cannot_be_read_are_named_and_counted(script, tmp_path, capsy
 @pytest.mark.parametrize(
     ("options", "fields"),
     [
-        ([], {"prompt": "", "mode": "constrained", "max_thought_tokens": 0, "fidelity": "default"}),
+        ([], {}),
+        (["--judge_mode", "free", "--judge_prompt", "words.json"], {"mode": "free", "prompt": "words.json"}),
         (
-            ["--judge_mode", "free", "--judge_prompt", "words.json", "--judge_max_thought_tokens", "9"],
-            {"prompt": "words.json", "mode": "free", "max_thought_tokens": 9, "fidelity": "default"},
+            ["--judge_max_thought_tokens", "9", "--judge_weights_memory", "0.6"],
+            {"max_thought_tokens": 9, "weights_memory": 0.6},
         ),
-        (["--fidelity", "paper"], {"prompt": "", "mode": "free", "max_thought_tokens": 0, "fidelity": "paper"}),
+        (["--fidelity", "paper"], {"mode": "free", "fidelity": "paper"}),
     ],
 )
 def test_the_judge_in_a_folder_is_as_the_options_say(script, tmp_path, monkeypatch, options, fields):
     from perception_r1_jax.judge import on_mesh
 
     def load_judge(path, **named):
-        assert (path, named) == (str(tmp_path), fields)
+        assert (path, named) == (str(tmp_path), JUDGE | fields)
         raise UserError("enough")
 
     monkeypatch.setattr(on_mesh, "load_judge", load_judge)
@@ -128,15 +140,33 @@ def test_a_judge_is_asked_where_no_output_is_recorded(script, tmp_path, monkeypa
     assert [(row["visual"], row["judge_status"]) for row in rows] == [(0.0, "none"), (0.5, "ok"), (1.0, "ok")]
 
 
+def test_an_output_is_whole_or_the_one_from_before(script, tmp_path, monkeypatch):
+    def judge(problems):
+        if problems[0].problem_id == "line 2":
+            raise KeyboardInterrupt
+        return [Judgement(None, 0, 0, "none") for _ in problems]
+
+    monkeypatch.setattr(script, "_load_judge", lambda *_: judge)
+    monkeypatch.setattr(script, "LINES_AT_ONCE", 1)
+    (tmp_path / "scores.jsonl").write_text("the one from before")
+    with pytest.raises(SystemExit, match=r"^stopped; .*scores\.jsonl is as it was\.$"):
+        run(script, tmp_path, [ROWS[0]] * 3, "--judge", str(tmp_path))
+    assert (tmp_path / "scores.jsonl").read_text() == "the one from before"
+    run(script, tmp_path, [ROWS[0]])
+    assert {path.name for path in tmp_path.iterdir()} == {"responses.jsonl", "scores.jsonl"}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--input", "absent.jsonl", "--output", "out.jsonl"], "absent.jsonl: no such file"),
         (["--input", "in.jsonl", "--output", "in.jsonl"], "is the input file"),
-        (["--input", "in.jsonl", "--output", "no/out.jsonl"], "the folder no does not exist"),
+        (["--input", "in.jsonl", "--output", "no/out.jsonl"], "--output no/out.jsonl: name a file in a folder that"),
+        (["--input", "in.jsonl", "--output", "."], "--output .: name a file in a folder that exists"),
         (["--input", "in.jsonl", "--output", "out.jsonl", "--judge", "absent"], "--judge absent: no such folder"),
         (["--input", "in.jsonl", "--output", "out.jsonl", "--judge", "http://"], "give the address of a server"),
         (["--input", "in.jsonl", "--output", "out.jsonl", "--workers", "0"], "must be positive"),
+        (["--input", "in.jsonl", "--output", "out.jsonl", "--judge_weights_memory", "0.9"], "0.9: must be above 0 and"),
     ],
 )
 def test_a_wrong_command_line_is_explained(script, tmp_path, monkeypatch, capsys, options, message):

@@ -83,7 +83,8 @@ def row_levels(rows: int, shards: int, tokens: int, budget: float) -> tuple[int,
     if budget < tokens:
         raise UserError(
             f"one request of {tokens} tokens needs room for their keys and values; there is room for {int(budget)}. "
-            "Lower config.judge.max_prompt_tokens, or raise config.judge.cache_memory."
+            "Lower config.judge.max_prompt_tokens (--max_prompt_tokens), or raise config.judge.cache_memory "
+            "(--cache_memory)."
         )
     most = min(-(-rows // shards), max(min(PREFILL_TOKENS, int(budget)) // tokens, 1))
     return tuple(sorted({shards * max(most // 8, 1), shards * most}))

@@ -53,12 +53,14 @@ class FinishedGroups(NamedTuple):
         rows: of the n prompts in their batch.
         tokens: int32 [n, G, C], as in `Generated`.
         mask: bool [n, G, C], likewise.
+        logps: float32 [n, G, C], likewise.
         stopped: bool [n, G], likewise.
     """
 
     rows: list[int]
     tokens: np.ndarray
     mask: np.ndarray
+    logps: np.ndarray
     stopped: np.ndarray
 
 
@@ -125,7 +127,7 @@ class Generation:
         """Those of which the last response has finished since the last call, in the order of the batch."""
         rows = np.flatnonzero((self._missing == 0) & ~self._handed_out)
         self._handed_out[rows] = True
-        return FinishedGroups(rows.tolist(), self.tokens[rows], self.mask[rows], self.stopped[rows])
+        return FinishedGroups(rows.tolist(), self.tokens[rows], self.mask[rows], self.logps[rows], self.stopped[rows])
 
     def replace(self, rows: Sequence[int], prompts: PromptBatch) -> None:
         """Writes prompts over the first of these rows, whose groups were handed out.

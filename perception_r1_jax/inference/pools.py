@@ -114,9 +114,9 @@ def plan_pools(
             raise UserError(
                 f"one response of {new_tokens} tokens to a prompt of {prompt_tokens} needs room in the cache for "
                 f"{math.ceil(least)} tokens; there is room for {int(budget)}. Lower the limit of responses "
-                "(config.rollout.response_buckets, config.judge.max_new_tokens, or --max_new_tokens), that of prompts, "
-                "raise config.rollout.cache_memory, of a judge config.judge.cache_memory, or compute in "
-                "bfloat16 (config.model.dtype, or --dtype)."
+                "(config.rollout.response_buckets, config.evaluation.max_new_tokens, config.judge.max_new_tokens, or "
+                "--max_new_tokens), that of prompts, raise config.rollout.cache_memory, of a judge "
+                "config.judge.cache_memory, or --cache_memory, or compute in bfloat16 (config.model.dtype, or --dtype)."
             )
         slots //= 2
 

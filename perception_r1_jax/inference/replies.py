@@ -11,11 +11,14 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from perception_r1_jax.data.errors import DroppedProblem
+from perception_r1_jax.errors import UserError
 from perception_r1_jax.inference.engine import Engine, Generated, ignore_progress
 from perception_r1_jax.inference.generation import FinishedGroups
 from perception_r1_jax.inference.sampling import Sampling
 from perception_r1_jax.processing import Processor, batch_prompts
 from perception_r1_jax.records import FINISH_LENGTH, FINISH_STOP, Problem, Prompt, PromptBatch
+
+NOT_FINITE = "the model's numbers are not finite"
 
 Bucket = tuple[int, int]
 """Tokens L and windows W that a prompt is padded to."""
@@ -25,9 +28,9 @@ class Reply(NamedTuple):
     """A reply, or why there is none.
 
     Attributes:
-        text: without special tokens; None where the prompt could not be used.
+        text: without special tokens; None where there is no reply.
         finish_reason: "stop" or "length"; None likewise.
-        fault: what is wrong with the prompt; "" where there is a reply.
+        fault: what is wrong with the prompt or the model; "" where there is a reply.
         token_ids: of the reply, its stop token included.
         prompt_tokens: length of the prompt.
     """
@@ -78,15 +81,31 @@ def reply(
         batch_size: how many prompts of a bucket run at once, where the cache has room for them. As many of each bucket
             are in memory at most, those that run counted apart.
         bucket_of: what a prompt is padded to.
-        on_reply: called with a problem's id and its reply, as it is done, or its fault, as it is read.
+        on_reply: called with a problem's id and its reply, as it is done, or its fault, as it is read. Not to have room
+            in the cache is one.
         on_progress: as of `Engine.generate`: what it raises ends it all.
     """
+    plan = functools.partial(engine.plan, batch_size, samples=1, sampling=sampling)
+    prompts = _with_room(prompts, lambda prompt: plan(bucket_of(prompt)[0]))
     waiting = _Waiting(prompts, bucket_of, batch_size, on_reply)
     generate = functools.partial(
         engine.generate, samples=1, sampling=sampling, key=key, decode=processor.decode, on_progress=on_progress
     )
     while (bucket := waiting.next_bucket()) is not None:
         _reply_to_bucket(generate, processor, waiting, bucket, on_reply)
+
+
+def _with_room(
+    prompts: Iterable[Prompt | DroppedProblem], plan: Callable[[Prompt], object]
+) -> Iterator[Prompt | DroppedProblem]:
+    """The prompts; those for which `plan` raises UserError are faults."""
+    for prompt in prompts:
+        try:
+            if not isinstance(prompt, DroppedProblem):
+                plan(prompt)
+        except UserError as error:
+            prompt = DroppedProblem(prompt.problem.problem_id, "no room in the cache", str(error))
+        yield prompt
 
 
 class _Waiting:
@@ -148,7 +167,8 @@ def _reply_to_bucket(
         return prompts
 
     def on_groups(groups: FinishedGroups) -> PromptBatch | None:
-        for row, *first in zip(groups.rows, groups.tokens[:, 0], groups.mask[:, 0], groups.stopped[:, 0]):
+        firsts = (x[:, 0] for x in (groups.tokens, groups.mask, groups.logps, groups.stopped))
+        for row, *first in zip(groups.rows, *firsts):
             name, prompt_tokens = asked[row]
             on_reply(name, _make_reply(processor, prompt_tokens, *first))
         more = take(groups.rows, len(groups.rows))
@@ -158,8 +178,15 @@ def _reply_to_bucket(
 
 
 def _make_reply(
-    processor: Processor, prompt_tokens: int, tokens: np.ndarray, mask: np.ndarray, stopped: np.bool_
+    processor: Processor,
+    prompt_tokens: int,
+    tokens: np.ndarray,
+    mask: np.ndarray,
+    logps: np.ndarray,
+    stopped: np.bool_,
 ) -> Reply:
+    if not np.isfinite(logps[mask]).all():  # else a broken model would have a text like any other
+        return Reply(None, None, NOT_FINITE)
     token_ids = tokens[mask].tolist()
     finish = FINISH_STOP if stopped else FINISH_LENGTH
     return Reply(processor.decode(token_ids), finish, token_ids=tuple(token_ids), prompt_tokens=prompt_tokens)

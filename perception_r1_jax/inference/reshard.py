@@ -93,8 +93,9 @@ def serving_mesh(mesh: Mesh, serving: Serving, weight_bytes: float) -> Mesh:
     raise UserError(
         f"the weights take {whole / 2**30:.2f} GiB in {serving}, and a device may hold "
         f"{weight_bytes / 2**30:.2f} GiB of them, also when split over {devices} devices and "
-        f"{kv_heads} key heads. Use more or larger devices, bfloat16 (config.model.dtype, or --dtype), or a larger "
-        "config.rollout.weights_memory, of a judge config.judge.weights_memory."
+        f"{kv_heads} key heads. Use more or larger devices, bfloat16 (config.model.dtype, or --dtype), of a judge "
+        "8-bit weights (config.judge.weights_int8, or --weights_int8), or a larger config.rollout.weights_memory, of a "
+        "judge config.judge.weights_memory, or --weights_memory."
     )
 
 

@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
+from perception_r1_jax.errors import UserError
 from perception_r1_jax.inference.engine import Engine, ignore_progress
 from perception_r1_jax.inference.generation import FinishedGroups
 from perception_r1_jax.inference.sampling import Sampling
@@ -35,6 +36,19 @@ def make_sampling(config: ConfigDict, processor: Processor) -> Sampling:
         min_new_tokens=config.min_new_tokens,
         stop_strings=config.stop_strings,
     )
+
+
+def check_stop_strings(config: ConfigDict, processor: Processor) -> None:
+    """Raises UserError for a stop string that no text has: one with a special token, which decoding leaves out."""
+    added = processor.tokenizer.added_tokens_encoder
+    special = [token for token, index in added.items() if not processor.decode([index])]
+    for string in config.stop_strings:
+        if found := [token for token in special if token in string]:
+            raise UserError(
+                f"config.rollout.stop_strings has {string!r}, and {found[0]} is a special token of the model: no "
+                "response's text has one, so it would end none. Leave it out; where the token is to end responses, "
+                "name its id in eos_token_id of the model's generation_config.json."
+            )
 
 
 def bucketed_batch(prompts: Sequence[Prompt], processor: Processor, config: ConfigDict) -> PromptBatch:
@@ -103,7 +117,7 @@ def roll_out(
         logps=out.logps[:, :, :size],
         finish_reasons=[[FINISH_STOP if stop else FINISH_LENGTH for stop in row] for row in out.stopped],
         texts=[texts[row] for row in range(len(texts))],
-        stats=out.stats.metrics(),
+        stats=out.stats,
     )
 
 
@@ -116,5 +130,5 @@ def rollout_metrics(rollout: Rollout) -> dict[str, float]:
         "rollout/length_max": float(lengths.max()),
         "rollout/cut_share": float(cut.mean()),
         "rollout/tokens": float(lengths.sum()),
-        **{f"rollout/{name}": value for name, value in rollout.stats.items()},
+        **({f"rollout/{name}": value for name, value in rollout.stats.metrics().items()} if rollout.stats else {}),
     }

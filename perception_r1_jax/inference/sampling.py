@@ -139,19 +139,25 @@ def _pick(scores: Float[Array, "*B V"], keys: Key[Array, "*B"]) -> Int[Array, "*
     padding = [(0, 0)] * (weights.ndim - 1) + [(0, -weights.shape[-1] % BLOCK)]
     blocks = jnp.pad(weights, padding).reshape(*weights.shape[:-1], -1, BLOCK)
     blocks = constrain(blocks, ("batch", *[None] * (blocks.ndim - 3), "vocab", None)[-blocks.ndim :])
-    ends = jnp.cumsum(blocks.sum(-1), axis=-1)
+    shares = blocks.sum(-1)
+    ends = jnp.cumsum(shares, axis=-1)
     uniform = jax.vmap(lambda key: jax.random.uniform(key, (), jnp.float32))(keys.ravel()).reshape(keys.shape)
     mark = uniform * ends[..., -1]
-    block = _first_above(ends, mark)[..., None]
+    block = _first_above(shares, ends, mark)[..., None]
     before = jnp.where(block > 0, jnp.take_along_axis(ends, jnp.maximum(block - 1, 0), axis=-1), 0.0)[..., 0]
-    within = jnp.cumsum(jnp.take_along_axis(blocks, block[..., None], axis=-2)[..., 0, :], axis=-1)
-    return block[..., 0] * BLOCK + _first_above(within, mark - before)
+    within = jnp.take_along_axis(blocks, block[..., None], axis=-2)[..., 0, :]
+    return block[..., 0] * BLOCK + _first_above(within, jnp.cumsum(within, axis=-1), mark - before)
 
 
-def _first_above(sums: Float[Array, "*B S"], mark: Float[Array, "*B"]) -> Int[Array, "*B"]:
-    """The first of rising sums above the mark; where rounding has put the mark at the end, the one that reaches it."""
-    above = (sums <= mark[..., None]).sum(-1, dtype=jnp.int32)
-    return jnp.minimum(above, (sums < sums[..., -1:]).sum(-1, dtype=jnp.int32))
+def _first_above(
+    weights: Float[Array, "*B S"], sums: Float[Array, "*B S"], mark: Float[Array, "*B"]
+) -> Int[Array, "*B"]:
+    """The first place whose sum is above the mark; where rounding has put the mark at the end, the one that reaches it.
+
+    Only places with a weight are looked at: cumulated on a device, sums may fall by a rounding at those without.
+    """
+    sums = jnp.where(weights > 0, sums, -1.0)
+    return jnp.argmax((sums > mark[..., None]) | (sums == sums.max(-1, keepdims=True)), axis=-1).astype(jnp.int32)
 
 
 def token_logps(logits: Float[Array, "*B V"], tokens: Int[Array, "*B"]) -> Float[Array, "*B"]:

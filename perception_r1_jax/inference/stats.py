@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 @dataclasses.dataclass
 class GenerationStats:
-    """Times and counts of one call of the engine.
+    """Times and counts of one call of the engine, or of several one after the other, which `+` makes of theirs.
 
     Attributes:
         vision, prefill, decode, host: seconds; encoding pictures and looking up tokens, running prompts, running
@@ -19,8 +19,8 @@ class GenerationStats:
         decoded: tokens that decoding steps gave and that were kept: all but the first of each response.
         steps: slots of all decoding steps, the idle ones included.
         preempted: times that a sequence gave up its place for want of pages, and was begun again later.
-        cache_bytes: of all keys and values, over all devices.
-        prompt_bytes: those of the prompts among them.
+        cache_bytes: of all keys and values, over all devices; of several calls the most.
+        prompt_bytes: those of the prompts among them; likewise.
     """
 
     vision: float = 0.0
@@ -33,6 +33,11 @@ class GenerationStats:
     preempted: int = 0
     cache_bytes: int = 0
     prompt_bytes: int = 0
+
+    def __add__(self, other: GenerationStats) -> GenerationStats:
+        sums = {name: value + getattr(other, name) for name, value in vars(self).items()}
+        most = {name: max(getattr(self, name), getattr(other, name)) for name in ("cache_bytes", "prompt_bytes")}
+        return GenerationStats(**sums | most)
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:

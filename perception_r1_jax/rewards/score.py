@@ -168,7 +168,8 @@ def _value_or_nan(accuracy: Accuracy) -> float:
 def _visual_term(problems, judgements, settings: RewardSettings, tally: Tally) -> np.ndarray:
     for problem, row in zip(problems, judgements):
         for judgement in row:
-            tally.add("judge", judgement.status, problem.problem_id, failed=judgement.failed)
+            status, detail = judgement.status, judgement.detail
+            tally.add("judge", status, problem.problem_id, failed=judgement.failed, detail=detail)
     reward = functools.partial(visual_reward, fidelity=settings.fidelity, mode=settings.visual_mode)
     return _per_response(reward, judgements)
 
