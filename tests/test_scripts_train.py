@@ -44,14 +44,23 @@ def test_a_missing_config_is_named(tmp_path):
     assert "Traceback" not in ended.stderr
 
 
-def test_an_unknown_field_in_a_config_file_is_named(tmp_path):
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("config.stepz = 3", "the config has no field 'stepz'; perception_r1_jax/config.py lists all fields."),
+        (
+            "config.steps = config.stepz",
+            "the config has no field 'stepz'; perception_r1_jax/config.py lists all fields.",
+        ),
+        ("config.steps = math.tav", "the config file cannot be read: module 'math' has no attribute 'tav'."),
+    ],
+)
+def test_an_error_in_a_config_file_is_one_line(line, message, tmp_path):
     config = tmp_path / "mine.py"
     config.write_text(
-        "from perception_r1_jax.config import default_config\n\n\n"
-        "def get_config():\n    config = default_config()\n    config.stepz = 3\n    return config\n"
+        "import math\n\nfrom perception_r1_jax.config import default_config\n\n\n"
+        f"def get_config():\n    config = default_config()\n    {line}\n    return config\n"
     )
     ended = run("--config", str(config), "--workdir", str(tmp_path / "run"))
     assert ended.returncode != 0
-    assert ended.stderr.strip().endswith(
-        "the config has no field 'stepz'; perception_r1_jax/config.py lists all fields."
-    )
+    assert ended.stderr.strip().endswith(message)

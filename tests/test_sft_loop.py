@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +19,19 @@ from perception_r1_jax.models import ADAPTERS, base_params, load_config, merge_a
 from perception_r1_jax.sft import loop, setup
 from perception_r1_jax.sft.config import sft_config
 from perception_r1_jax.sharding import make_mesh
+from perception_r1_jax.training import run_record
 from perception_r1_jax.weights import export_huggingface, load_params
 from perception_r1_jax.weights.random_checkpoint import write_random_checkpoint
 from tests.grpo_fixtures import relative_difference
 from tests.parity import drawing
-from tests.training_run import lines, made_once, one_device_mesh, params_of, without_clocks
+from tests.training_run import (
+    lines,
+    made_once,
+    one_device_mesh,
+    params_of,
+    signal_at_the_last_save,
+    without_clocks,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -153,6 +163,30 @@ def test_a_stopped_run_continues_bit_for_bit(how, data, finished, tmp_path, monk
     jax.tree.map(np.testing.assert_array_equal, *(params_of(run / "checkpoints/4") for run in (tmp_path, finished)))
 
 
+def test_ctrl_c_that_ends_the_reader_of_the_output_saves_the_run(data, tmp_path, monkeypatch):
+    """As it does in `python scripts/sft.py ... | tee log`."""
+
+    def stopping(run, batch):
+        if int(run.state.step) == 3:
+            os.close(reading)
+            os.kill(os.getpid(), signal.SIGINT)
+        return measure(run, batch)
+
+    measure, (reading, writing) = loop.batch_metrics, os.pipe()
+    monkeypatch.setattr(loop, "batch_metrics", stopping)
+    with os.fdopen(writing, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        assert train(small_config(data), tmp_path) is None
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"2", "3"}
+
+
+def test_a_signal_while_the_last_checkpoint_is_written_waits_for_it(data, tmp_path):
+    with signal_at_the_last_save():
+        result = train(small_config(data), tmp_path)
+    assert result == json.loads((tmp_path / "result.json").read_text())
+    assert (tmp_path / "checkpoints/4").is_dir()
+
+
 def test_training_moves_every_parameter(finished):
     mesh, model = make_mesh(devices=jax.devices()[:1]), load_config(finished / "model")
     before = load_params(finished / "random/hf", model, mesh, jnp.float32)
@@ -184,9 +218,11 @@ def test_adapters_alone_are_trained_and_leave_merged(data, tmp_path):
     assert relative_difference(exported, base_params(start)) > 1e-3
 
 
-def test_a_finished_run_says_so(data, finished, capsys):
-    before = json.loads((finished / "result.json").read_text())
+def test_a_finished_run_says_so(data, finished, capsys, monkeypatch):
+    before, record = (json.loads((finished / name).read_text()) for name in ("result.json", "run.json"))
+    monkeypatch.setattr(run_record, "_commit", lambda: "of a later day")
     after = train(small_config(data), finished)
+    assert json.loads((finished / "run.json").read_text()) == record
     assert after["train/loss"] == before["train/loss"]
     assert "has its 4 steps already" in capsys.readouterr().out
 
@@ -197,6 +233,16 @@ def test_another_run_does_not_continue_here(data, finished):
             train(small_config(data, **{field: value}), finished)
     with pytest.raises(UserError, match=r"hashes\.data was"):
         train(small_config(data, **{"data.split": "val", "data.validation_split": "train"}), finished)
+
+
+def test_a_missing_validation_split_is_told_before_any_work(data, tmp_path):
+    folder = shutil.copytree(data, tmp_path / "data")
+    (folder / "val.jsonl").unlink()
+    with pytest.raises(
+        UserError, match=r"Set data\.validation_split to one of train\. Or set sft\.validate_conv.* to 0"
+    ):
+        train(small_config(folder), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_it_learns_and_the_validation_shows_it(data, tmp_path):

@@ -116,6 +116,61 @@ def test_an_unfinished_save_is_no_checkpoint(tmp_path):
     assert int(restored.step) == 1
 
 
+def test_they_are_one_process_s_at_a_time(tmp_path):
+    with Checkpoints(tmp_path / "checkpoints", keep_last=1):
+        under_way = tmp_path / "checkpoints/3.orbax-checkpoint-tmp/params"
+        under_way.mkdir(parents=True)
+        with pytest.raises(UserError, match=f"another process is training in {tmp_path}. Wait .* another workdir"):
+            Checkpoints(tmp_path / "checkpoints", keep_last=1)
+        assert under_way.exists(), "what the first is writing is not taken for what a killed one left"
+    with Checkpoints(tmp_path / "checkpoints", keep_last=1) as checkpoints:
+        checkpoints.save(4, small_state(4), make_data())
+    assert not under_way.exists()
+
+
+class FullDisk:
+    """A data iterator whose position cannot be written, which the background finds out."""
+
+    async def save(self, directory):
+        async def write():
+            raise ValueError("no space left on device")
+
+        return write()
+
+    async def load(self, directory):
+        raise NotImplementedError
+
+
+def test_a_save_that_failed_costs_its_checkpoint_alone(tmp_path, caplog):
+    with Checkpoints(tmp_path, keep_last=1) as checkpoints:
+        for step, data in {1: make_data(), 2: FullDisk(), 3: make_data()}.items():
+            checkpoints.save(step, small_state(step), data)
+        assert f"written to {tmp_path}: no space left on device. The run goes on and saves step 3." in caplog.text
+        assert int(checkpoints.restore(3, small_state(0), make_data()).step) == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["3"], "nothing of the failed one, which would take space"
+
+
+def test_a_last_save_that_failed_is_an_error(tmp_path, caplog):
+    with Checkpoints(tmp_path, keep_last=1) as checkpoints:
+        checkpoints.save(1, small_state(1), make_data())
+        checkpoints.save(2, small_state(2), FullDisk())
+        with pytest.raises(UserError, match=f"written to {tmp_path}: no space left on device. Free space; the same"):
+            checkpoints.wait()
+        assert checkpoints.latest_step() == 1
+        checkpoints.save(2, small_state(2), FullDisk())
+        with pytest.raises(UserError, match="no space left"):
+            checkpoints.close()
+
+    def crash():
+        with Checkpoints(tmp_path, keep_last=1) as checkpoints:
+            checkpoints.save(2, small_state(2), FullDisk())
+            raise RuntimeError("why it ended")
+
+    with pytest.raises(RuntimeError, match="why it ended"):
+        crash()
+    assert "no space left" in caplog.messages[-1]
+
+
 def test_what_is_not_there_is_an_error_that_says_what_is(tmp_path):
     with Checkpoints(tmp_path, keep_last=1) as checkpoints:
         assert checkpoints.latest_step() is None

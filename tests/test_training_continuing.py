@@ -12,7 +12,15 @@ import numpy as np
 import pytest
 
 from perception_r1_jax.training import loop, setup
-from tests.training_run import lines, one_device_mesh, params_of, small_config, train, without_clocks
+from tests.training_run import (
+    lines,
+    one_device_mesh,
+    params_of,
+    signal_at_the_last_save,
+    small_config,
+    train,
+    without_clocks,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +59,13 @@ def test_a_stopped_run_continues_bit_for_bit(how, finished, tmp_path, monkeypatc
     jax.tree.map(np.testing.assert_array_equal, *trained)
 
 
+def test_a_signal_while_the_last_checkpoint_is_written_waits_for_it(tmp_path):
+    with signal_at_the_last_save():
+        result = train(small_config(steps=1), tmp_path)
+    assert result == json.loads((tmp_path / "result.json").read_text())
+    assert (tmp_path / "checkpoints/1").is_dir()
+
+
 @pytest.mark.parametrize("step", [1, 2])
 def test_a_stop_within_a_rollout_gives_it_up_and_the_run_continues_bit_for_bit(
     step, finished, tmp_path, monkeypatch, capsys
@@ -83,7 +98,7 @@ def test_a_stop_within_a_rollout_gives_it_up_and_the_run_continues_bit_for_bit(
     jax.tree.map(np.testing.assert_array_equal, *(params_of(run / "checkpoints/3") for run in (tmp_path, finished)))
 
 
-def test_dynamic_sampling_carries_groups_over_and_continues_bit_for_bit(tmp_path):
+def test_dynamic_sampling_carries_groups_over_and_continues_bit_for_bit(tmp_path, capsys):
     fields = {
         "rollout.max_rounds": 3,
         "reward.function": "tests.training_run:capitals_in_some_problems",
@@ -107,3 +122,10 @@ def test_dynamic_sampling_carries_groups_over_and_continues_bit_for_bit(tmp_path
     assert lines(run / "samples.jsonl") == samples
     trained = (params_of(path / "checkpoints/3") for path in (tmp_path / "whole", run))
     jax.tree.map(np.testing.assert_array_equal, *trained)
+    # Under other rewards what was carried over would not be comparable with what the next step draws.
+    shutil.rmtree(run / "checkpoints/3")
+    shutil.copytree(tmp_path / "whole/carried", run / "carried", dirs_exist_ok=True)
+    capsys.readouterr()
+    train(small_config(**fields | {"reward.function": ""}), run)
+    assert "carried over, if anything, is left out: config.reward.function changed" in capsys.readouterr().out
+    assert lines(run / "metrics.jsonl")[-1]["rollout/carried_in"] == 0

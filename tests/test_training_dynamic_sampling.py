@@ -7,6 +7,7 @@ import types
 import numpy as np
 import pytest
 
+from perception_r1_jax.inference.stats import GenerationStats
 from perception_r1_jax.records import Problem, Rollout, Scores
 from perception_r1_jax.training.dynamic_sampling import fill_batch, read_carried, write_carried
 from perception_r1_jax.training.groups import Groups, join
@@ -25,7 +26,10 @@ def make_groups(names: str, length: int = 4) -> Groups:
         [to_prompt(letter) for letter in names],
         Rollout(
             tokens, tokens > 0, tokens.astype(np.float32), [["stop", "length"]] * len(names),
-            [[letter, letter] for letter in names], {"tokens_per_second": float(length)},
+            [[letter, letter] for letter in names], GenerationStats(
+                *[float(length)] * 4, tokens=length**2, decoded=length**2, steps=10 * length, preempted=1,
+                cache_bytes=length * 2**30,
+            ),
         ),
         Scores(
             total, {"accuracy": total - np.float32(0.5)}, np.ones(total.shape, bool), [["ok", "none"]] * len(names),
@@ -122,8 +126,17 @@ def test_joined_groups_have_one_length_and_all_counts():
     assert joined.rollout.tokens.shape == (3, 2, 6)
     np.testing.assert_array_equal(joined.rollout.mask.sum(-1)[:, 0], [4, 4, 6])
     assert joined.scores.counts == {"accuracy/ok": 6}
-    assert joined.rollout.stats == {"tokens_per_second": 5.0}
     assert joined.prompt_batch is None
+    assert joined.rollout.stats.metrics() == {
+        "vision_seconds": 4 + 6,
+        "prefill_seconds": 4 + 6,
+        "decode_seconds": 4 + 6,
+        "host_seconds": 4 + 6,
+        "tokens_per_second": (16 + 36) / 40,
+        "slot_utilisation": (16 + 36) / 100,
+        "preempted": 2,
+        "cache_gib": 6,
+    }
 
 
 def test_what_is_carried_comes_back_with_its_checkpoint_and_goes_with_it(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import types
 from pathlib import Path
 
@@ -9,48 +11,83 @@ import numpy as np
 import pytest
 
 from perception_r1_jax.config import default_config
+from perception_r1_jax.judge.on_mesh import load_judge
 from perception_r1_jax.judge.prompts import load_prompt
+from perception_r1_jax.judge.remote import connect_judge
 from perception_r1_jax.judge.verdicts import Judgement
 from perception_r1_jax.records import Problem
 from perception_r1_jax.training import judge as training_judge
 from perception_r1_jax.training.loop import take_judgements
 
-OTHERS = {
-    "mode": "free",
-    "max_prompt_tokens": 101,
-    "max_thought_tokens": 102,
-    "max_new_tokens": 103,
-    "batch_size": 104,
-    "weights_int8": True,
-    "host_memory": True,
-    "prompt": "words.json",
-    "sees": True,
+ON_THE_MESH = {
+    "judge.mode": "free",
+    "judge.tokenizer": "words",
+    "judge.max_prompt_tokens": 101,
+    "judge.max_thought_tokens": 102,
+    "judge.max_new_tokens": 103,
+    "judge.batch_size": 104,
+    "judge.weights_memory": 0.3,
+    "judge.cache_memory": 0.2,
+    "judge.weights_int8": True,
+    "judge.host_memory": True,
+    "judge.prompt": "words.json",
+    "judge.sees": True,
+    "model.min_pixels": 105,
+    "model.max_pixels": 106,
+    "model.dtype": "float32",
+    "fidelity": "paper",
 }
-"""Fields that a judge on the mesh takes, each with another value than the default."""
+REMOTE = {
+    "judge.model": "one",
+    "judge.prompt": "words.json",
+    "judge.max_new_tokens": 103,
+    "judge.timeout_seconds": 104.0,
+    "judge.retries": 105,
+    "judge.concurrency": 106,
+    "seed": 107,
+    "fidelity": "paper",
+}
+"""Fields that either judge takes, each with another value than the default."""
 
 
 @pytest.fixture
-def loaded(monkeypatch):
+def made(monkeypatch):
+    """What judges were made with."""
     calls = []
 
-    def load(*args, **fields):
+    def make(*args, **fields):
         calls.append(fields)
-        return types.SimpleNamespace(prompt=load_prompt(), parameters=0)
+        return types.SimpleNamespace(prompt=load_prompt(), parameters=0, model=fields.get("model"))
 
-    monkeypatch.setattr(training_judge, "load_judge", load)
+    monkeypatch.setattr(training_judge, "load_judge", make)
+    monkeypatch.setattr(training_judge, "connect_judge", make)
     return calls
 
 
-def test_every_field_reaches_the_judge_on_the_mesh(loaded):
+@pytest.mark.parametrize(
+    ("maker", "path", "directory", "others"),
+    [(load_judge, "judge", Path("judge"), ON_THE_MESH), (connect_judge, "http://localhost", None, REMOTE)],
+    ids=["on the mesh", "remote"],
+)
+def test_every_field_reaches_the_judge(made, maker, path, directory, others):
     config = default_config()
-    config.judge.path = "judge"
-    defaults = {name: config.judge[name] for name in OTHERS}
-    training_judge.make_judge(config, Path("judge"), mesh=None)
-    config.judge.update(OTHERS)
-    config.judge.cache_size = 3
+    config.judge.path = path
+    fields = config.copy_and_resolve_references().to_dict()
+    defaults = {name: functools.reduce(dict.get, name.split("."), fields) for name in others}
+    training_judge.make_judge(config, directory, mesh=None)
+    config.update_from_flattened_dict(others)
+    training_judge.make_judge(config, directory, mesh=None)
+    parameters = inspect.signature(maker).parameters.values()
+    taken = {one.name for one in parameters if one.kind is one.KEYWORD_ONLY}
+    assert {name.rpartition(".")[2] for name in others} == taken
+    assert made == [{name.rpartition(".")[2]: value for name, value in each.items()} for each in (defaults, others)]
+    assert all(defaults[name] != value for name, value in others.items())
+
+
+def test_as_many_judgements_are_kept_as_the_config_says(made):
+    config = default_config()
+    config.judge.path, config.judge.cache_size = "judge", 3
     judge = training_judge.make_judge(config, Path("judge"), mesh=None)
-    assert [{name: fields[name] for name in OTHERS} for fields in loaded] == [defaults, OTHERS]
-    assert all(defaults[name] != value for name, value in OTHERS.items())
     for number in range(5):
         judge.keep(bytes([number]), Judgement((1.0,), 1, 1, "ok"))
     assert judge.kept == 3

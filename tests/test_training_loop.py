@@ -14,7 +14,7 @@ from perception_r1_jax.assets import SMALL_TOKENIZER
 from perception_r1_jax.errors import UserError
 from perception_r1_jax.models import load_config
 from perception_r1_jax.sharding import make_mesh
-from perception_r1_jax.training import setup
+from perception_r1_jax.training import run_record, setup
 from perception_r1_jax.weights import export_huggingface, load_params
 from tests import parity
 from tests.training_run import lines, one_device_mesh, params_of, prepare, small_config, train
@@ -84,9 +84,11 @@ def test_the_export_has_the_logits_of_the_trained_policy(finished, tmp_path):
         assert parity.relative_error(logits[row, : len(prompt.tokens)], expected) < 1e-4
 
 
-def test_a_finished_run_says_so_and_keeps_its_result(finished, capsys):
-    before = json.loads((finished / "result.json").read_text())
+def test_a_finished_run_says_so_and_keeps_its_result_and_record(finished, capsys, monkeypatch):
+    before, record = (json.loads((finished / name).read_text()) for name in ("result.json", "run.json"))
+    monkeypatch.setattr(run_record, "_commit", lambda: "of a later day")
     after = train(small_config(), finished)
+    assert json.loads((finished / "run.json").read_text()) == record
     assert after["rewards"] == before["rewards"]
     assert after["seconds"] > sum(line["time/step"] for line in lines(finished / "metrics.jsonl")) - 0.1  # rounded
     assert "has its 3 steps already" in capsys.readouterr().out
@@ -101,10 +103,21 @@ def test_a_finished_run_says_so_and_keeps_its_result(finished, capsys):
     ],
 )
 def test_another_run_does_not_continue_here(finished, fields, message):
-    record = (finished / "run.json").read_text()
+    kept = [finished / "run.json", *(finished / "model").iterdir(), *(finished / "random").rglob("*")]
+    before = {path: path.read_bytes() for path in kept if path.is_file()}
     with pytest.raises(UserError, match=message):
         train(small_config(**fields), finished)
-    assert (finished / "run.json").read_text() == record
+    assert {path: path.read_bytes() for path in kept if path.is_file()} == before
+
+
+def test_a_damaged_record_is_named_and_a_missing_one_told(finished, tmp_path, capsys):
+    run = shutil.copytree(finished, tmp_path / "run")
+    (run / "run.json").write_text("")  # as a kill while it was written in place would leave it
+    with pytest.raises(UserError, match=rf"{run / 'run.json'} is no JSON .* Repair or remove the file"):
+        prepare(small_config(), run)
+    (run / "run.json").unlink()
+    prepare(small_config(), run).checkpoints.close()
+    assert "it has no run.json: whether this is the run that was begun there is not known" in capsys.readouterr().out
 
 
 def test_what_may_change_is_told(finished, tmp_path, capsys):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from perception_r1_jax.training.metrics import MetricsWriter, fence, format_line
+from perception_r1_jax.training.metrics import MetricsWriter, append_lines, fence, format_line
 
 
 def read(workdir):
@@ -54,6 +55,14 @@ def test_a_damaged_line_is_an_error_with_its_number(tmp_path):
     with pytest.raises(ValueError, match=r"metrics.jsonl, line 2 .*'not json"):
         fence(path, 1)
     assert path.read_text().count("\n") == 3
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a file to which nothing can be written")
+def test_a_full_disk_is_told_with_the_file(tmp_path):
+    full = tmp_path / "samples.jsonl"
+    full.symlink_to("/dev/full")
+    with pytest.raises(OSError, match=rf"No space left on device: '{full}'"):
+        append_lines(full, [{"step": 1}])
 
 
 def test_console_line():

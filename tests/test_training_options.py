@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from perception_r1_jax.errors import UserError
 from perception_r1_jax.models import load_config
 from perception_r1_jax.sharding import make_mesh
 from perception_r1_jax.training import setup
@@ -33,6 +34,11 @@ def test_options_of_a_run(tmp_path):
     assert metrics["train/kl"] == pytest.approx(0, abs=1e-6)  # the first step starts at the reference
     assert metrics["reward/custom"] >= 3  # letters of the shortest name of a family
     assert metrics["reward/visual"] is None
+
+
+def test_a_stop_string_that_never_ends_a_response_ends_the_run_before_it_starts(tmp_path):
+    with pytest.raises(UserError, match=r"rollout\.stop_strings has '<\|im_end\|>'"):
+        setup.prepare(small_config(**{"rollout.stop_strings": ("<|im_end|>",)}), tmp_path)
 
 
 EVERYTHING = {

@@ -13,10 +13,11 @@ from perception_r1_jax.evaluation.compare import result_fields
 from perception_r1_jax.records import Problem
 from perception_r1_jax.training.run_record import (
     EDGE_BYTES,
-    hash_files,
+    hash_model,
     hash_problems,
     hash_texts,
     make_record,
+    peak_bytes_of,
     peak_rss_bytes,
     write_record,
     write_result,
@@ -40,21 +41,28 @@ def test_a_run_is_recorded(tmp_path):
 
 def test_a_result_has_all_fields_null_where_there_is_no_data(tmp_path):
     rewards = {"reward/total": 0.5, "judge/failure_rate": float("nan")}
-    result = write_result(tmp_path, result_fields(None, None), rewards=rewards, seconds=12.345)
+    result = write_result(tmp_path, result_fields(None, None), rewards=rewards, seconds=12.345, peak_bytes=7)
     assert json.loads((tmp_path / "result.json").read_text()) == result
     kinds = ("accuracy", "perception", "probe")
     empty = {f"{kind}_{when}" for kind in (*kinds, "precision", "evaluation") for when in ("before", "after")}
     empty |= {f"{what}_{kind}" for kind in kinds for what in ("change", "mcnemar")} | {"facts"}
     assert {name for name, value in result.items() if value is None} == empty
     assert set(result) == {*empty, "rewards", "seconds", "peak_rss_bytes"}
-    assert (result["rewards"], result["seconds"]) == (
+    assert (result["rewards"], result["seconds"], result["peak_rss_bytes"]) == (
         {"reward/total": 0.5, "judge/failure_rate": None},
         12.3,
+        7,
     )
 
 
 def test_memory_is_in_bytes():
     assert 2**26 < peak_rss_bytes() < 2**38  # a Python with jax takes more than 64 MB
+
+
+def test_memory_of_a_run_is_that_of_its_largest_process():
+    assert peak_bytes_of([]) == peak_rss_bytes()
+    lines = [{"memory/peak_rss_gib": gib} for gib in (0.001, (2**39 + 1) / 2**30, 0.002)]
+    assert peak_bytes_of(lines) == 2**39 + 1
 
 
 def test_a_hash_of_texts_knows_where_one_ends():
@@ -74,21 +82,27 @@ def test_a_hash_of_problems_sees_every_change(change):
     assert hash_problems([PROBLEM]) != hash_problems([dataclasses.replace(PROBLEM, **change)])
 
 
-def test_a_hash_of_files_sees_names_sizes_and_both_ends(tmp_path):
-    file = tmp_path / "sub" / "weights"
-    file.parent.mkdir()
+@pytest.mark.parametrize("name", ["model.safetensors", "params/params/d/chunks", "checkpoints/7/params/d/chunks"])
+def test_a_hash_of_a_model_sees_config_sizes_and_both_ends_of_the_weights(tmp_path, name):
+    file = tmp_path / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    config = tmp_path / ("model/config.json" if "checkpoints" in name else "config.json")
+    config.parent.mkdir(exist_ok=True)
+    config.write_text("{}")
     content = bytearray(3 * EDGE_BYTES)
     hashes = set()
     for change in (0, EDGE_BYTES - 1, -1):
         changed = content.copy()
         changed[change] = 1
         file.write_bytes(changed)
-        hashes.add(hash_files(tmp_path))
+        hashes.add(hash_model(tmp_path))
     file.write_bytes(content)
-    hashes.add(hash_files(tmp_path))
-    assert hash_files(tmp_path) in hashes
+    hashes.add(hash_model(tmp_path))
+    for beside in (tmp_path / "report.html", config.with_name("tokenizer.json")):
+        beside.write_text("beside the weights")
+    assert hash_model(tmp_path) in hashes
     file.write_bytes(content + b"\0")
-    hashes.add(hash_files(tmp_path))
-    file.rename(tmp_path / "sub" / "other")
-    hashes.add(hash_files(tmp_path))
+    hashes.add(hash_model(tmp_path))
+    config.write_text("{ }")
+    hashes.add(hash_model(tmp_path))
     assert len(hashes) == 6

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+import signal
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +23,7 @@ from perception_r1_jax.inference.stats import GenerationStats
 from perception_r1_jax.models import Params, load_config
 from perception_r1_jax.sharding import make_mesh
 from perception_r1_jax.training import loop, setup
+from perception_r1_jax.training.checkpoints import Checkpoints
 from perception_r1_jax.weights import load_params
 
 JUDGE_PROMPT = Path(__file__).parent / "fixtures" / "judge_prompt.json"
@@ -88,6 +92,23 @@ def prepare(config: ConfigDict, workdir: Path) -> setup.Run:
 def train(config: ConfigDict, workdir: Path) -> dict[str, Any] | None:
     """Prepares and runs, as scripts/train.py does."""
     return loop.train(prepare(config, workdir))
+
+
+@contextlib.contextmanager
+def signal_at_the_last_save() -> Iterator[None]:
+    """A SIGTERM comes when a run closes its checkpoints; nothing but a `StopRequest` takes it."""
+
+    def closing(checkpoints):
+        signal.raise_signal(signal.SIGTERM)
+        close(checkpoints)
+
+    def at_once(number, frame):
+        raise AssertionError("stopped at once")
+
+    close, usual = Checkpoints.close, signal.signal(signal.SIGTERM, at_once)
+    with mock.patch.object(Checkpoints, "close", closing):
+        yield
+    signal.signal(signal.SIGTERM, usual)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

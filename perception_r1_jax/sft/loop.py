@@ -13,7 +13,7 @@ from perception_r1_jax.sft.setup import SftRun
 from perception_r1_jax.sharding import put_batch
 from perception_r1_jax.training.metrics import MetricsWriter, finite, format_line, read_lines
 from perception_r1_jax.training.progress import progress_bar
-from perception_r1_jax.training.run_record import peak_rss_bytes
+from perception_r1_jax.training.run_record import peak_bytes_of, peak_rss_bytes
 from perception_r1_jax.training.stopping import StopRequest
 from perception_r1_jax.training.timing import Clock
 from perception_r1_jax.weights.side_files import write_json
@@ -45,10 +45,10 @@ def train(run: SftRun) -> dict[str, Any] | None:
         run.checkpoints.close()
         return _write_result(run)
     with (
-        run.checkpoints,
+        StopRequest(console) as stop,
+        run.checkpoints,  # the last one, too, is waited for at a signal
         MetricsWriter(run.workdir, first_step=run.step + 1) as writer,
         progress_bar(run.step, steps, console, {"loss": "train/loss"}) as advance,
-        StopRequest(console) as stop,
     ):
         for step in range(run.step + 1, steps + 1):
             clock = Clock()
@@ -103,11 +103,11 @@ def batch_metrics(run: SftRun, batch: PackedBatch) -> dict[str, float]:
 
 
 def _write_result(run: SftRun) -> dict[str, Any]:
-    """`result.json`: the last losses, and the seconds of all steps, those before a stop included."""
+    """`result.json`: the last losses, and seconds and memory of all steps, those before a stop included."""
     lines = read_lines(run.workdir / "metrics.jsonl")
     names = ("train/loss", "validation/loss", "validation/token_accuracy")
     result = {name: finite(lines[-1].get(name)) for name in names}
     seconds = run.setup_seconds + sum(line["time/step"] for line in lines)
-    result |= {"seconds": round(seconds, 1), "peak_rss_bytes": peak_rss_bytes()}
+    result |= {"seconds": round(seconds, 1), "peak_rss_bytes": peak_bytes_of(lines)}
     write_json(run.workdir / "result.json", result)
     return result

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from perception_r1_jax.data import load_conversations
+from perception_r1_jax.data import DataError, load_conversations
 from perception_r1_jax.data.conversations import WORLD
 from perception_r1_jax.models import Params, check_backend, count_params, load_config
 from perception_r1_jax.processing import Processor
@@ -21,10 +21,11 @@ from perception_r1_jax.sft.batches import PackedBatches, make_batches
 from perception_r1_jax.sft.config import arithmetic, resolve
 from perception_r1_jax.sft.step import Metrics, SftStep, make_sft_scores, make_sft_step
 from perception_r1_jax.sharding import make_mesh
-from perception_r1_jax.training.checkpoints import Checkpoints
+from perception_r1_jax.training.checkpoints import Checkpoints, has_checkpoint
+from perception_r1_jax.training.console import RunConsole
 from perception_r1_jax.training.continuing import begin_or_continue
 from perception_r1_jax.training.models import keep_side_files, prepare_model, tokenizer_in_place
-from perception_r1_jax.training.run_record import hash_conversations, hash_files, make_record
+from perception_r1_jax.training.run_record import hash_conversations, hash_model, make_record
 from perception_r1_jax.training.state import TrainState
 
 HASHED = 256
@@ -69,13 +70,20 @@ def prepare(config: ConfigDict, workdir: Path) -> SftRun:
         UserError, OSError: a config, data or model that cannot be used; the message says what to do.
     """
     # -- What can be checked before the first device is touched.
-    started, workdir, console = time.monotonic(), workdir.resolve(), Console(soft_wrap=True, highlight=False)
+    started, workdir, console = time.monotonic(), workdir.resolve(), RunConsole()
     config = resolve(config)
-    conversations = _load(config, config.data.split, console)
+    conversations = _load(config, "split", console)
+    validation = _load_validation(config, console)
 
     # -- Model and processor.
     model_dir = prepare_model(
-        "model.path", config.model.path, config.model.tokenizer, "qwen2_5_vl", workdir / "random", config.seed
+        "model.path",
+        config.model.path,
+        config.model.tokenizer,
+        "qwen2_5_vl",
+        workdir / "random",
+        config.seed,
+        begun=has_checkpoint(workdir / "checkpoints"),
     )
     keep_side_files(model_dir, tokenizer_in_place(config.model), workdir / "model")
     model = load_config(workdir / "model")
@@ -95,7 +103,7 @@ def prepare(config: ConfigDict, workdir: Path) -> SftRun:
     check_backend(config.model.attention, mesh.devices.flat[0].platform)
     console.print(arithmetic(config, parameters=count_params(model), mesh=dict(mesh.shape)))
     hashed = itertools.islice(conversations, HASHED) if config.data.path in WORLD else conversations
-    record = make_record(config, data=hash_conversations(hashed), model=hash_files(model_dir))
+    record = make_record(config, data=hash_conversations(hashed), model=hash_model(model_dir))
 
     # -- State: restored, or begun from the starting model.
     begun = begin_or_continue(config, workdir, console, record, model_dir, mesh, batches, updates=config.steps)
@@ -105,7 +113,7 @@ def prepare(config: ConfigDict, workdir: Path) -> SftRun:
         console=console,
         setup_seconds=time.monotonic() - started,
         batches=batches,
-        validation=_make_validation(config, processor, console),
+        validation=_make_validation(config, processor, validation) if validation else None,
         mesh=mesh,
         state=begun.state,
         step=begun.step,
@@ -115,10 +123,23 @@ def prepare(config: ConfigDict, workdir: Path) -> SftRun:
     )
 
 
-def _load(config: ConfigDict, split: str, console: Console) -> Sequence[Conversation]:
-    conversations, summary = load_conversations(config.data.path, split, config.seed)
+def _load(config: ConfigDict, field: str, console: Console) -> Sequence[Conversation]:
+    """The conversations of the split that this field of `config.data` says."""
+    conversations, summary = load_conversations(config.data.path, config.data[field], config.seed, f"data.{field}")
     console.print(summary)
     return conversations
+
+
+def _load_validation(config: ConfigDict, console: Console) -> list[Conversation]:
+    """The first conversations of the validation split, in their order; as many as the config asks for."""
+    count = config.sft.validate_conversations
+    if count == 0:
+        return []
+    try:
+        conversations = _load(config, "validation_split", console)
+    except DataError as error:
+        raise DataError(f"{error} Or set sft.validate_conversations to 0.") from error
+    return [conversations[index] for index in range(min(count, len(conversations)))]
 
 
 def _batches(
@@ -138,13 +159,10 @@ def _batches(
     )
 
 
-def _make_validation(config: ConfigDict, processor: Processor, console: Console) -> Callable[[], PackedBatches] | None:
-    """`SftRun.validation`: the first conversations of the validation split, in their order, once."""
-    count = config.sft.validate_conversations
-    if count == 0:
-        return None
-    conversations = _load(config, config.data.validation_split, console)
-    conversations = [conversations[index] for index in range(min(count, len(conversations)))]
+def _make_validation(
+    config: ConfigDict, processor: Processor, conversations: Sequence[Conversation]
+) -> Callable[[], PackedBatches]:
+    """`SftRun.validation`: the conversations in their order, once."""
     batches = _batches(config, processor, conversations, shuffle=False, epochs=1, prefetch=config.data.prefetch)
     beginning = batches.get_state()
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,10 @@ from rich.console import Console
 from perception_r1_jax.errors import UserError
 from perception_r1_jax.host_memory import check_host_memory
 from perception_r1_jax.models import ADAPTERS, LoraConfig, ModelConfig, Params, init_adapters, load_config
+from perception_r1_jax.report.workdir import read_json
 from perception_r1_jax.training.checkpoints import Checkpoints
 from perception_r1_jax.training.optimizer import make_optimizer
-from perception_r1_jax.training.run_record import write_record
+from perception_r1_jax.training.run_record import RECORD, write_record
 from perception_r1_jax.training.state import TrainState, abstract_state, init_state, state_options, state_shardings
 from perception_r1_jax.weights import load_params
 
@@ -68,12 +69,14 @@ class Beginning:
         checkpoints: of the run.
         state: of the latest checkpoint; where there is none, that of the starting model.
         step: steps it has done.
+        changed: fields of the config and hashes that have changed since; none of a run that begins.
     """
 
     optimizer: optax.GradientTransformation
     checkpoints: Checkpoints
     state: TrainState
     step: int
+    changed: frozenset[str]
 
 
 def begin_or_continue(
@@ -90,8 +93,10 @@ def begin_or_continue(
 ) -> Beginning:
     """Makes the state that a run begins or goes on with, tells what has changed since, and writes `run.json`.
 
+    That of a run which has all its steps is left as it is: it says what made them.
+
     Args:
-        config: of the run; `seed`, `model`, `lora`, `optimizer` and `checkpoint` are read.
+        config: of the run; `seed`, `steps`, `model`, `lora`, `optimizer` and `checkpoint` are read.
         workdir: of the run.
         console: where it is told.
         record: what `run.json` will hold.
@@ -102,8 +107,8 @@ def begin_or_continue(
         fidelity: of the optimizer.
 
     Raises:
-        UserError: the checkpoint is of another run (`changes_since`), or cannot be restored, or the devices lack the
-            memory where the optimizer's state is to lie.
+        UserError: another process trains in the workdir, the checkpoint is of another run (`changes_since`) or cannot
+            be restored, or the devices lack the memory where the optimizer's state is to lie.
     """
     model, freeze_vision, keep = load_config(workdir / "model"), config.model.freeze_vision, config.checkpoint
     optimizer = make_optimizer(config.optimizer, updates, fidelity=fidelity)
@@ -111,19 +116,25 @@ def begin_or_continue(
         check_host_memory("optimizer.host_memory", mesh)
     options = state_options(config)
     abstract = abstract_state(model, optimizer, mesh, **options)
-    checkpoints = Checkpoints(workdir / "checkpoints", keep_last=keep.keep_last, keep_best=keep.keep_best)
-    step = checkpoints.latest_step() or 0
-    if step:
-        changed = changes_since(workdir, record)
-        state = _with_base(checkpoints.restore(step, abstract, data), model_dir, model, mesh, options["lora"])
-        console.print(f"continues after step {step}, from {workdir}")
-        for name, (then, now) in changed.items():
-            console.print(f"  changed: {name} was {then!r} and is {now!r}")
-    else:
-        params = _starting_params(config.seed, model_dir, model, mesh, abstract, options["lora"])
-        state = init_state(params, optimizer, abstract, freeze_vision=freeze_vision)
-    write_record(workdir, record)
-    return Beginning(optimizer, checkpoints, state, step)
+    with contextlib.ExitStack() as opened:
+        checkpoints = Checkpoints(workdir / "checkpoints", keep_last=keep.keep_last, keep_best=keep.keep_best)
+        opened.enter_context(checkpoints)
+        step, changed = checkpoints.latest_step() or 0, {}
+        if step:
+            changed = changes_since(workdir, record)
+            state = _with_base(checkpoints.restore(step, abstract, data), model_dir, model, mesh, options["lora"])
+            console.print(f"continues after step {step}, from {workdir}")
+            if not (workdir / RECORD).is_file():
+                console.print(f"  it has no {RECORD}: whether this is the run that was begun there is not known")
+            for name, (then, now) in changed.items():
+                console.print(f"  changed: {name} was {then!r} and is {now!r}")
+        else:
+            params = _starting_params(config.seed, model_dir, model, mesh, abstract, options["lora"])
+            state = init_state(params, optimizer, abstract, freeze_vision=freeze_vision)
+        if step < config.steps:
+            write_record(workdir, record)
+        opened.pop_all()  # they stay open for the run
+    return Beginning(optimizer, checkpoints, state, step, frozenset(changed))
 
 
 def _starting_params(
@@ -150,7 +161,7 @@ def changes_since(workdir: Path, record: Mapping[str, Any]) -> dict[str, tuple[A
     """Compares the run that is about to continue with the `run.json` that it left.
 
     Args:
-        workdir: holds `run.json`, or not, and then nothing has changed.
+        workdir: holds `run.json`, or not, and then nothing is known to have changed.
         record: what would be written there now.
 
     Returns:
@@ -158,13 +169,14 @@ def changes_since(workdir: Path, record: Mapping[str, Any]) -> dict[str, tuple[A
 
     Raises:
         UserError: a field of `FIXED` differs, or one of `FIXED_BY_ADAPTERS`; the message names each with both values.
+            Or the file is damaged.
     """
-    path = workdir / "run.json"
-    if not path.is_file():
+    before = read_json(workdir / RECORD)
+    if not before:
         return {}
     then, now = (
         traverse_util.flatten_dict({name: whole[name] for name in ("config", "hashes")}, sep=".")
-        for whole in (json.loads(path.read_text()), record)
+        for whole in (before, record)
     )
     changed = {name: (then.get(name), now.get(name)) for name in sorted(then | now) if then.get(name) != now.get(name)}
     adapters = any(flat.get("config.lora.modules") for flat in (then, now))

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from perception_r1_jax.grpo.advantages import no_signal
+from perception_r1_jax.inference.stats import GenerationStats
 from perception_r1_jax.records import Problem, Prompt, PromptBatch, Rollout, Scores
 from perception_r1_jax.training.replay import write_archive
 
@@ -70,7 +71,7 @@ class Groups:
 
 
 def join(parts: Sequence[Groups]) -> Groups:
-    """All groups one after the other: counts are added, statistics averaged, responses padded to the largest bucket."""
+    """All groups one after the other: counts and statistics are added, responses padded to the largest bucket."""
     rollouts, scores = [part.rollout for part in parts], [part.scores for part in parts]
     length = max(rollout.tokens.shape[2] for rollout in rollouts)
     stats = [rollout.stats for rollout in rollouts]
@@ -82,7 +83,7 @@ def join(parts: Sequence[Groups]) -> Groups:
             logps=_padded([rollout.logps for rollout in rollouts], length),
             finish_reasons=_chain(rollout.finish_reasons for rollout in rollouts),
             texts=_chain(rollout.texts for rollout in rollouts),
-            stats={name: float(np.mean([each[name] for each in stats])) for name in stats[0]},
+            stats=None if None in stats else sum(stats, GenerationStats()),
         ),
         Scores(
             total=np.concatenate([each.total for each in scores]),

@@ -26,7 +26,7 @@ from perception_r1_jax.training.groups import Groups
 from perception_r1_jax.training.metrics import MetricsWriter, fence, format_line, read_lines
 from perception_r1_jax.training.progress import progress_bar
 from perception_r1_jax.training.replay import SavedRollout, replay, rollout_file, write_rollout
-from perception_r1_jax.training.run_record import peak_rss_bytes, write_result
+from perception_r1_jax.training.run_record import peak_bytes_of, peak_rss_bytes, write_result
 from perception_r1_jax.training.samples import append_samples
 from perception_r1_jax.training.setup import Run
 from perception_r1_jax.training.stopping import Stopped, StopRequest
@@ -66,7 +66,7 @@ def train(run: Run) -> dict[str, Any] | None:
         UserError: a rollout to replay that does not belong to its step (`training.replay`).
     """
     forget_later_evaluations(run)
-    with run.checkpoints, StopRequest(run.console) as stop:
+    with StopRequest(run.console) as stop, run.checkpoints:  # the last checkpoint, too, is waited for at a signal
         finished = (run.step > 0 or evaluate_policy(run, stop)) and take_steps(run, stop) and evaluate_policy(run, stop)
     return _write_result(run) if finished else None
 
@@ -144,7 +144,8 @@ def _write_result(run: Run) -> dict[str, Any]:
     rewards = {name: value for name, value in lines[-1].items() if name.startswith("reward/")}
     seconds = run.setup_seconds + sum(line["time/step"] for line in lines)
     seconds += sum(evaluated.summary.seconds for evaluated in (before, after) if evaluated)
-    return write_result(run.workdir, result_fields(before, after), rewards=rewards, seconds=seconds)
+    peak = peak_bytes_of(lines)
+    return write_result(run.workdir, result_fields(before, after), rewards=rewards, seconds=seconds, peak_bytes=peak)
 
 
 def draw_groups(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,25 +27,23 @@ class MetricsWriter:
     def __init__(self, workdir: str | Path, *, first_step: int = 0):
         from tensorboardX import SummaryWriter  # brings torch in where that is installed, which takes seconds
 
-        path = Path(workdir) / "metrics.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fence(path, first_step)
-        self._file = path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(path.parent / "tensorboard"), purge_step=first_step)
+        self._path = Path(workdir) / "metrics.jsonl"
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        fence(self._path, first_step)
+        self._path.touch()
+        self._board = SummaryWriter(str(self._path.parent / "tensorboard"), purge_step=first_step)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Appends a step. A number that is not finite is null in the file, where JSON has no word for it."""
         values = {name: float(value) for name, value in metrics.items()}
-        self._file.write(json.dumps({"step": step, **{name: finite(value) for name, value in values.items()}}) + "\n")
-        self._file.flush()
+        append_lines(self._path, [{"step": step, **{name: finite(value) for name, value in values.items()}}])
         for name, value in values.items():
             if math.isfinite(value):
                 self._board.add_scalar(name, value, step)
         self._board.flush()
 
     def close(self) -> None:
-        """Closes both files."""
-        self._file.close()
+        """Closes TensorBoard's file."""
         self._board.close()
 
     def __enter__(self) -> MetricsWriter:
@@ -53,6 +51,15 @@ class MetricsWriter:
 
     def __exit__(self, *_: Any) -> None:
         self.close()
+
+
+def append_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Appends rows to a JSON-lines file. Raises `OSError` that names the file, as on a full disk."""
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def fence(path: str | Path, first_step: int) -> None:

@@ -8,6 +8,9 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+SPEED_SECONDS = 86400.0
+"""How long the estimate looks back. A step may take minutes, and it takes two of them."""
+
 
 @contextmanager
 def progress_bar(
@@ -28,7 +31,8 @@ def progress_bar(
         TimeRemainingColumn(),
         TextColumn("{task.fields[latest]}"),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    bar = Progress(*columns, console=console, disable=not console.is_terminal, speed_estimate_period=SPEED_SECONDS)
+    with bar as progress:
         task = progress.add_task("training", total=steps, completed=first, latest="")
 
         def advance(metrics: Mapping[str, float]) -> None:

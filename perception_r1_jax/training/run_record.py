@@ -17,10 +17,12 @@ from ml_collections import ConfigDict
 
 from perception_r1_jax.records import Conversation, ImageSource, Problem
 from perception_r1_jax.training.metrics import finite
+from perception_r1_jax.weights import model_files
 from perception_r1_jax.weights.side_files import write_json
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy", "math-verify")
 EDGE_BYTES = 1 << 16
+RECORD = "run.json"
 
 
 def make_record(config: ConfigDict, **hashes: str) -> dict[str, Any]:
@@ -37,11 +39,16 @@ def make_record(config: ConfigDict, **hashes: str) -> dict[str, Any]:
 
 def write_record(workdir: Path, record: Mapping[str, Any]) -> None:
     """Writes `run.json`."""
-    write_json(workdir / "run.json", record)
+    write_json(workdir / RECORD, record)
 
 
 def write_result(
-    workdir: Path, evaluations: Mapping[str, Any], *, rewards: Mapping[str, float | None], seconds: float
+    workdir: Path,
+    evaluations: Mapping[str, Any],
+    *,
+    rewards: Mapping[str, float | None],
+    seconds: float,
+    peak_bytes: int,
 ) -> dict[str, Any]:
     """Writes `result.json` and returns it; what the run has no data for is null.
 
@@ -50,12 +57,13 @@ def write_result(
         evaluations: fields as `evaluation.compare.result_fields` gives them.
         rewards: the last step's, by name.
         seconds: that the run took.
+        peak_bytes: `peak_bytes_of` its metrics.
     """
     result = {
         **evaluations,
         "rewards": {name: finite(value) for name, value in rewards.items()},
         "seconds": round(seconds, 1),
-        "peak_rss_bytes": peak_rss_bytes(),
+        "peak_rss_bytes": peak_bytes,
     }
     write_json(workdir / "result.json", result)
     return result
@@ -65,6 +73,11 @@ def peak_rss_bytes() -> int:
     """The most memory that this process has held."""
     scale = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+def peak_bytes_of(metrics: Iterable[Mapping[str, Any]]) -> int:
+    """The most memory that a process of a run has held: this one, or one before a stop, as the metrics of steps say."""
+    return max([peak_rss_bytes(), *(round(line["memory/peak_rss_gib"] * 2**30) for line in metrics)])
 
 
 def hash_texts(texts: Iterable[str]) -> str:
@@ -97,12 +110,15 @@ def _hash_picture(picture: ImageSource) -> str:
     return hashlib.sha256(picture).hexdigest() if isinstance(picture, bytes) else picture.name
 
 
-def hash_files(directory: Path) -> str:
-    """SHA-256 of names, sizes, and the first and last 64 kB of each file: tells models apart without reading them."""
+def hash_model(directory: Path) -> str:
+    """SHA-256 of names, sizes, and the first and last 64 kB of a model's config and weights.
+
+    It tells models apart without reading them; what else lies in the directory does not count.
+    """
     digest = hashlib.sha256()
-    for path in sorted(path for path in directory.rglob("*") if path.is_file()):
+    for path in model_files(directory):
         size = path.stat().st_size
-        digest.update(f"{path.relative_to(directory)} {size}\0".encode())
+        digest.update(f"{path.name} {size}\0".encode())
         with path.open("rb") as file:
             digest.update(file.read(EDGE_BYTES))
             file.seek(max(size - EDGE_BYTES, 0))

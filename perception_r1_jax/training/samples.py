@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,16 +10,17 @@ import numpy as np
 
 from perception_r1_jax.records import GroupAdvantages, Rollout, Scores
 from perception_r1_jax.training.groups import Groups
-from perception_r1_jax.training.metrics import finite
+from perception_r1_jax.training.metrics import append_lines, finite
 
 
 def append_samples(path: Path, step: int, groups: Groups, advantages: GroupAdvantages) -> None:
     """Appends a step's responses. A term without a value is null, as is the total of a response that was left out."""
-    with path.open("a", encoding="utf-8") as file:
-        for row, problem in enumerate(groups.problems):
-            for sample, fields in enumerate(_fields(row, groups.rollout, groups.scores, advantages)):
-                line = {"step": step, "problem_id": problem.problem_id, "sample": sample, **fields}
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    rows = (
+        {"step": step, "problem_id": problem.problem_id, "sample": sample, **fields}
+        for row, problem in enumerate(groups.problems)
+        for sample, fields in enumerate(_fields(row, groups.rollout, groups.scores, advantages))
+    )
+    append_lines(path, rows)
 
 
 def _fields(row: int, rollout: Rollout, scores: Scores, advantages: GroupAdvantages) -> Iterator[dict[str, Any]]:

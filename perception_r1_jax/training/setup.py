@@ -20,25 +20,37 @@ from perception_r1_jax.evaluation.task import Evaluation, load_evaluation
 from perception_r1_jax.grpo.kl import has_kl
 from perception_r1_jax.grpo.step import LogProbs, TrainStep
 from perception_r1_jax.inference import Engine
-from perception_r1_jax.inference.rollout import make_engine
+from perception_r1_jax.inference.rollout import check_stop_strings, make_engine
 from perception_r1_jax.judge.cache import CachedJudge
 from perception_r1_jax.judge.failure_window import FailureWindow
 from perception_r1_jax.models import ModelConfig, Params, base_params, check_backend, count_params, load_config
 from perception_r1_jax.plan.resident import check_room
 from perception_r1_jax.processing import Processor
-from perception_r1_jax.records import TrainBatch
+from perception_r1_jax.records import Prompt, TrainBatch
 from perception_r1_jax.rewards.score import RewardSettings
 from perception_r1_jax.sharding import make_mesh
-from perception_r1_jax.training.checkpoints import Checkpoints
-from perception_r1_jax.training.continuing import begin_or_continue
+from perception_r1_jax.training.checkpoints import Checkpoints, has_checkpoint
+from perception_r1_jax.training.console import RunConsole
+from perception_r1_jax.training.continuing import Beginning, begin_or_continue
 from perception_r1_jax.training.dynamic_sampling import read_carried
 from perception_r1_jax.training.groups import Groups
 from perception_r1_jax.training.judge import has_own_model, judge_family, make_judge
 from perception_r1_jax.training.models import keep_side_files, prepare_model, tokenizer_in_place
 from perception_r1_jax.training.replay import rollouts_to_replay
-from perception_r1_jax.training.run_record import hash_files, hash_problems, hash_texts, make_record
+from perception_r1_jax.training.run_record import hash_model, hash_problems, hash_texts, make_record
 from perception_r1_jax.training.state import TrainState
 from perception_r1_jax.weights import load_params, locate_model
+
+MAKES_GROUPS = (
+    "config.format_instruction",
+    "config.judge.",
+    "config.model.",
+    "config.reward.",
+    "config.rollout.",
+    "hashes.judge",
+    "hashes.prompts",
+)
+"""What scored groups depend on beside the policy, by how the names begin: of what has changed none are carried over."""
 
 
 @dataclasses.dataclass
@@ -94,7 +106,7 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
         UserError, OSError: a config, data or model that cannot be used; the message says what to do.
     """
     # -- What can be checked before the first device is touched.
-    started, workdir, console = time.monotonic(), workdir.resolve(), Console(soft_wrap=True, highlight=False)
+    started, workdir, console = time.monotonic(), workdir.resolve(), RunConsole()
     config = resolve(config)
     settings = RewardSettings.from_config(config)
     problems, report = load_problems(config.data.path, config.data.split)
@@ -113,6 +125,7 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
         max_prompt_tokens=config.rollout.prompt_buckets[-1],
         max_windows=config.rollout.window_buckets[-1],
     )
+    check_stop_strings(config.rollout, processor)
 
     # -- Data: problems in shuffled order, prepared ahead.
     instruction = load_instruction(config)
@@ -144,8 +157,8 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
         config,
         data=hash_problems(problems),
         evaluation=hash_problems(evaluation.problems) if evaluation else "",
-        policy=hash_files(policy_dir),
-        judge=hash_files(judge_dir) if judge_dir else "",
+        policy=hash_model(policy_dir),
+        judge=hash_model(judge_dir) if judge_dir else "",
         prompts=hash_texts([instruction, judge.prompt.system, judge.prompt.user] if judge else [instruction]),
     )
 
@@ -158,7 +171,7 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
     carried = None
     if config.rollout.max_rounds > 1:
         by_id = {problem.problem_id: problem for problem in problems}
-        carried = read_carried(workdir, begun.step, lambda name: to_prompt(by_id[name]))
+        carried = _carried_groups(workdir, begun, lambda name: to_prompt(by_id[name]), console)
 
     # -- Programs.
     engine = make_engine(model, mesh, jnp.dtype(config.model.dtype), config.rollout)
@@ -190,15 +203,35 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
 def _model_directories(config: ConfigDict, workdir: Path) -> tuple[Path, Path | None]:
     """Where policy and judge are loaded from, None for no judge here; random ones are made under `workdir`/random."""
     random = workdir / "random"
+    begun = has_checkpoint(workdir / "checkpoints")
     policy = prepare_model(
-        "model.path", config.model.path, config.model.tokenizer, "qwen2_5_vl", random / "policy", config.seed
+        "model.path",
+        config.model.path,
+        config.model.tokenizer,
+        "qwen2_5_vl",
+        random / "policy",
+        config.seed,
+        begun=begun,
     )
     if not has_own_model(config):
         return policy, None
     tokenizer = config.judge.tokenizer or config.model.tokenizer
     family = judge_family(config)
-    judge = prepare_model("judge.path", config.judge.path, tokenizer, family, random / "judge", config.seed + 1)
+    judge = prepare_model(
+        "judge.path", config.judge.path, tokenizer, family, random / "judge", config.seed + 1, begun=begun
+    )
     return policy, judge
+
+
+def _carried_groups(
+    workdir: Path, begun: Beginning, to_prompt: Callable[[str], Prompt], console: RunConsole
+) -> Groups | None:
+    """What the last step left to the next, as far as the config would still have it so."""
+    changed = sorted(name for name in begun.changed if name.startswith(MAKES_GROUPS))
+    if not changed:
+        return read_carried(workdir, begun.step, to_prompt)
+    console.print(f"  what step {begun.step} carried over, if anything, is left out: {', '.join(changed)} changed")
+    return None
 
 
 def _make_log_probs(

@@ -62,5 +62,5 @@ class StopRequest:
 
     def _receive(self, number: int, _: FrameType | None) -> None:
         self.received = signal.Signals(number).name
-        self._console.print(f"{self.received}: stopping once nothing is lost by it; once more to stop at once.")
         self.__exit__()
+        self._console.print(f"{self.received}: stopping once nothing is lost by it; once more to stop at once.")
