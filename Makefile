@@ -37,8 +37,9 @@ $(MINI)/models/%/params: $(MINI_ASSETS)/%/model.safetensors | $(READY)
 	rm -rf $(@D)
 	$(BIN)/python -m tools.convert_weights.hf_to_jax --hf $(<D) --out $(@D)
 
-# The small policy and judge from nothing, some four and a half hours on 2 cores; the configs say what each stage learns.
+# The small policy and judge from nothing, some three and a half hours on 2 cores; the configs say what each stage learns.
 mini-models: $(READY)
+	rm -rf $(MINI_SFT)/policy_start $(MINI_SFT)/judge_start
 	$(BIN)/python scripts/make_tokenizer.py --corpus world --out $(MINI_SFT)/tokenizer
 	$(BIN)/python scripts/make_tokenizer.py --corpus judge --out $(MINI_SFT)/judge_tokenizer
 	$(BIN)/python scripts/make_random_checkpoint.py --family qwen2_5_vl --scale 3 --spread 0 \
@@ -49,6 +50,7 @@ mini-models: $(READY)
 	for stage in reading binding policy judge; do \
 		$(BIN)/python scripts/sft.py --config configs/mini_sft_$$stage.py --workdir $(MINI_SFT)/$$stage || exit 1; done
 	for model in policy judge; do \
+		rm -rf $(MINI_SFT)/hf/$$model; \
 		$(BIN)/python -m tools.convert_weights.jax_to_hf --checkpoint $(MINI_SFT)/$$model \
 			--out $(MINI_SFT)/hf/$$model --dtype bfloat16 || exit 1; done
 

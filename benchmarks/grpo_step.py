@@ -79,7 +79,7 @@ def beside_peer(folder: Path, quick: bool, speed: str, memory: str, *, tuned: bo
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         config = prepare_run(folder, scratch, work)
         found = {"ours": stack.enter_context(Side(our_side, config, scratch / "run"))}
-        if VARIABLE in os.environ:
+        if measure.has_peer(VARIABLE in os.environ):
             found["peer"] = stack.enter_context(peer_side(config, tuned=tuned))
         case = time_sides(speed, found, work, rounds=1 if quick else 3)
         peaks = [side.peak() for side in found.values()]

@@ -28,7 +28,6 @@ import numpy as np
 
 from benchmarks import judge_large, measure, shape, vllm_peer, workload
 from benchmarks.judge_requests import (
-    ANNOTATIONS,
     ANSWER_TOKENS,
     ROWS,
     Setup,
@@ -40,6 +39,7 @@ from benchmarks.judge_requests import (
 from benchmarks.measure import Case
 from benchmarks.rollout import KEY, MIB, load_peer
 from perception_r1_jax.inference import Engine, Generated, Sampling
+from perception_r1_jax.inference.choosing import Chosen
 from perception_r1_jax.judge.on_mesh import Judge
 from perception_r1_jax.models import Prefix, embed_prompts, prefill
 from perception_r1_jax.records import Prompt
@@ -69,7 +69,7 @@ def requests(folder: Path, quick: bool, count: int) -> list[Case]:
 
 def vllm(folder: Path, quick: bool, count: int) -> list[Case]:
     """Beside vLLM, whose prefix cache is on, and empty before each run."""
-    if vllm_peer.VARIABLE not in os.environ:
+    if not measure.has_peer(vllm_peer.VARIABLE in os.environ):
         return []
     setup = make_setup(folder, count)
     length = len(setup.prompts[0].tokens) + ANSWER_TOKENS
@@ -90,12 +90,15 @@ def parts(folder: Path, quick: bool, count: int) -> list[Case]:
         "floor_alone": functools.partial(bare_prefill, None),
     }
     speed = time_sides(setup, sides, {}, rounds=1 if quick else 2)
-    (free,) = free_text(prefix, setup.first(1))()
+    batch = setup.first(ROWS)
+    (free,), (whole,) = (free_text(shared, batch)() for shared in (prefix, None))
+    written = free.stats.decoded / len(batch.requests)
     once = sum(leaf.nbytes for leaf in jax.tree.leaves(prefix)) / MIB
+    in_each = (whole.stats.prompt_bytes - free.stats.prompt_bytes) / MIB
     return [
         *speed,
-        measure.compare("model_calls", "a request", ANNOTATIONS - 1, free.stats.decoded, less_is_better=True),
-        measure.compare("prefix_bytes", "MiB", once, once * count, less_is_better=True),
+        measure.compare("model_calls", "a request", steps_chosen(setup.first(1)), written, less_is_better=True),
+        measure.compare("prefix_bytes", "MiB", once, in_each, less_is_better=True),
     ]
 
 
@@ -122,6 +125,28 @@ def uncached(setup: Setup) -> Callable[[], object]:
     return lambda: judge_all(whole, setup.requests)
 
 
+class Watched:
+    """An engine that keeps what it has chosen."""
+
+    def __init__(self, engine: Engine):
+        self._engine, self.chosen = engine, []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def choose(self, *args: Any, **named: Any) -> Chosen:
+        self.chosen.append(self._engine.choose(*args, **named))
+        return self.chosen[-1]
+
+
+def steps_chosen(setup: Setup) -> int:
+    """Decoding steps that the judge takes for one batch."""
+    watched = Watched(setup.engine)
+    judge_all(make_judge(Judge, watched, setup.model, setup.judge.prompt), setup.requests)
+    (chosen,) = watched.chosen
+    return int(chosen.steps.max())
+
+
 def make_setup(folder: Path, count: int) -> Setup:
     """So many requests to the 66 M model."""
     model = shape.load_model(folder, shape.STANDARD)
@@ -140,12 +165,15 @@ def behind_cache(peer: Any, setup: Setup) -> Callable[[], object]:
     return lambda: [peer.generate_behind(batch, shared, ANSWER_TOKENS) for batch in inputs]
 
 
-def free_text(prefix: Prefix, setup: Setup) -> Callable[[], list[Generated]]:
-    """As many tokens as an answer has, chosen freely behind the cached instruction; nothing ends them before."""
+def free_text(prefix: Prefix | None, setup: Setup) -> Callable[[], list[Generated]]:
+    """As many tokens as an answer has, chosen freely behind the cached instruction, or behind whole prompts without a
+    prefix; nothing ends them before.
+    """
     processor = setup.model.processor
     banned = processor.banned_ids + processor.stop_ids
     greedy = Sampling(ANSWER_TOKENS, processor.stop_ids, processor.pad_id, temperature=0.0, banned_ids=banned)
-    batches = [workload.pack(processor, rests) for rests in in_batches(setup.rests)]
+    prompts = setup.rests if prefix else setup.prompts
+    batches = [workload.pack(processor, each) for each in in_batches(prompts)]
     return lambda: [setup.engine.generate(batch, 1, greedy, KEY, prefix=prefix) for batch in batches]
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -78,9 +81,30 @@ def interleave(
     return seconds
 
 
+@functools.cache
+def device() -> tuple[str, str]:
+    """Platform and kind of the device that ours runs on, such as ("gpu", "NVIDIA H100 80GB HBM3").
+
+    A process of its own is asked: the first to use a TPU keeps it from sides that have processes of their own.
+    """
+    ask = "import jax; device = jax.devices()[0]; print(device.platform); print(device.device_kind)"
+    out = subprocess.run([sys.executable, "-c", ask], stdout=subprocess.PIPE, text=True, check=True).stdout
+    name, kind = out.splitlines()
+    return name, kind
+
+
+def has_peer(there: bool) -> bool:
+    """Whether a peer that is there is timed: only where ours runs on a CPU, as peers do. Says so where it is not."""
+    name, kind = device()
+    if there and name != "cpu":
+        print(f"  no peer: it would run on the CPU, and ours runs on {kind}", flush=True)
+    return there and name == "cpu"
+
+
 def machine() -> dict[str, str]:
-    """What the numbers depend on beside the code: processor, cores, versions, XLA's flags."""
+    """What the numbers depend on beside the code: device, processor, cores, versions, XLA's flags."""
     return {
+        "device": device()[1],
         "processor": _processor(),
         "cores": str(os.cpu_count()),
         "python": platform.python_version(),

@@ -145,8 +145,8 @@ def our_side(model: shape.Model, batch: PromptBatch, samples: int, new_tokens: i
 
 
 def load_peer(model: shape.Model) -> Any:
-    """The peer on the model's checkpoint; None where torch is not installed."""
-    if importlib.util.find_spec("torch") is None:
+    """The peer on the model's checkpoint; None where torch is not installed, or ours does not run on a CPU."""
+    if not measure.has_peer(importlib.util.find_spec("torch") is not None):
         return None
     from benchmarks.peer import Peer
 
@@ -156,8 +156,11 @@ def load_peer(model: shape.Model) -> Any:
 def beside_vllm(
     model: shape.Model, prompts: list[Prompt], samples: int, new_tokens: int, ours: Callable[[], object], rounds: int
 ) -> dict[str, list[float]]:
-    """Seconds of ours and of the peer vLLM; nothing where `vllm_peer.VARIABLE` names no Python that has it."""
-    if vllm_peer.VARIABLE not in os.environ:
+    """Seconds of ours and of the peer vLLM.
+
+    Nothing where `vllm_peer.VARIABLE` names no Python that has it, or ours does not run on a CPU.
+    """
+    if not measure.has_peer(vllm_peer.VARIABLE in os.environ):
         return {}
     length = max(len(prompt.tokens) for prompt in prompts) + new_tokens
     with vllm_peer.VllmPeer(model.directory, model.processor, length) as vllm:

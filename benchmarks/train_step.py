@@ -89,7 +89,7 @@ def time_sides(name: str, found: Mapping[str, Callable[[], float]], work: Work, 
 
 def has_torch() -> bool:
     """Whether there is a peer."""
-    return importlib.util.find_spec("torch") is not None
+    return measure.has_peer(importlib.util.find_spec("torch") is not None)
 
 
 def make_side(side: str, folder: Path, work: Work) -> Callable[[], float]:

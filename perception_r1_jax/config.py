@@ -264,7 +264,7 @@ def default_config() -> ConfigDict:
     config.grpo.drop_flat_groups = False
     config.grpo.updates_per_batch = 1  # optimizer steps, each on its share of the prompts of a batch of rollouts
     config.grpo.micro_batch_prompts = 8  # rows of a micro-batch over all devices, of like length: a prompt each
-    config.grpo.micro_batch_samples = 8  # responses that stand in the row of their prompt; a longer group is split
+    config.grpo.micro_batch_samples = 8  # of the longest responses in the row of their prompt; of shorter ones more
     config.grpo.log_prob_chunk = 256  # positions of each row: no more logits than these have exist at a time
 
     config.optimizer = ConfigDict()  # what becomes of a gradient
@@ -494,31 +494,45 @@ def arithmetic(
 ) -> str:
     """The block that a run prints at its start: how the batch sizes multiply out."""
     n, g = config.rollout.prompts_per_step, config.rollout.samples_per_prompt
-    p, s = config.grpo.micro_batch_prompts, config.grpo.micro_batch_samples
     prompt, response = config.rollout.prompt_buckets[-1], config.rollout.response_buckets[-1]
     epoch = problems // n
     epochs = config.steps / max(epoch, 1)
     lines = [
         ("problems", f"{problems:,}, {epoch} steps an epoch, {config.steps} steps = {epochs:.1f} epochs"),
         ("a step", f"{n} prompts x {g} samples = {n * g:,} responses, {_updates(config)}"),
-        ("micro-batches", f"{n * g // (p * s)} of {p * s} ({p} prompts x {s}), by length"),
+        ("micro-batches", _micro_batches(config)),
         ("tokens", f"prompt <= {prompt:,}, response <= {response:,}, step <= {n * g * (prompt + response):,}"),
         ("parameters", f"policy {parameters:,}, judge {judge_parameters:,}"),
         ("mesh", " x ".join(f"{name} {size}" for name, size in mesh.items())),
     ]
     if config.fidelity == "paper":
         lines.insert(0, ("fidelity", "paper: " + ", ".join(f"{field} = {value}" for field, value in PAPER.items())))
-    ways, rows = mesh["data"] * mesh["fsdp"], config.grpo.micro_batch_prompts
-    if rows % ways:
-        text = f"{ways} devices (data x fsdp) do not divide the {rows} rows of a micro-batch: each computes them all."
-        lines.append(("note", f"{text} Set grpo.micro_batch_prompts to a multiple of {ways}."))
+    lines += [("note", note) for note in rows_note(config, mesh)]
     return "\n".join(f"  {name:<14} {text}" for name, text in lines)
+
+
+def rows_note(config: ConfigDict, mesh: Mapping[str, int]) -> list[str]:
+    """What to know of a mesh that a micro-batch cannot be split over; nothing where it can."""
+    ways, rows = mesh["data"] * mesh["fsdp"], config.grpo.micro_batch_prompts
+    if rows % ways == 0:
+        return []
+    text = f"{ways} devices (data x fsdp) do not divide the {rows} rows of a micro-batch: each computes them all."
+    return [f"{text} Set grpo.micro_batch_prompts to a multiple of {ways}."]
 
 
 def _updates(config: ConfigDict) -> str:
     updates = config.grpo.updates_per_batch
     prompts = config.rollout.prompts_per_step // updates
     return "one optimizer update" if updates == 1 else f"{updates} optimizer updates of {prompts} prompts"
+
+
+def _micro_batches(config: ConfigDict) -> str:
+    rollout, prompts, samples = config.rollout, config.grpo.micro_batch_prompts, config.grpo.micro_batch_samples
+    size, group = prompts * samples, rollout.samples_per_prompt
+    count, of = rollout.prompts_per_step * group // size, f"{size} ({prompts} prompts x {samples})"
+    if samples == group:
+        return f"{count} of {of}, by length"
+    return f"at most {count}, of {of} or more where responses are short, by length"
 
 
 def load_instruction(config: ConfigDict) -> str:

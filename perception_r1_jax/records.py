@@ -18,10 +18,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
+
+if TYPE_CHECKING:  # inference builds on this module
+    from perception_r1_jax.inference.stats import GenerationStats
 
 WINDOW_PATCHES = 64
 """Patches in a full attention window: 112 pixels a side at 14 pixels a patch."""
@@ -157,7 +160,7 @@ class Rollout:
             training temperature and before top-k and top-p; 0 outside the mask.
         finish_reasons: [N][G] of "stop" or "length".
         texts: [N][G] decoded responses without special tokens.
-        stats: what drawing them took, by name of the metric; empty for a rollout that was replayed.
+        stats: what drawing them took; None for a rollout that was replayed.
     """
 
     tokens: np.ndarray
@@ -165,7 +168,7 @@ class Rollout:
     logps: np.ndarray
     finish_reasons: list[list[str]]
     texts: list[list[str]]
-    stats: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    stats: GenerationStats | None = None
 
 
 @dataclasses.dataclass(frozen=True)

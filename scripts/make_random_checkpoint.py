@@ -16,7 +16,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from perception_r1_jax.errors import UserError
 from perception_r1_jax.processing.tokenizer import read_json
+from perception_r1_jax.weights.convert import check_free
 from perception_r1_jax.weights.random_checkpoint import FAMILIES, write_random_checkpoint
 
 
@@ -24,14 +26,17 @@ def json_file(name: str) -> dict[str, Any]:
     """The object in a file."""
     if not Path(name).is_file():
         raise argparse.ArgumentTypeError(f"{name} does not exist")
-    return read_json(Path(name))
+    try:
+        return read_json(Path(name))
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def main() -> None:
     """Reads the command line and writes the checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--family", choices=FAMILIES, default="qwen2_5_vl")
-    parser.add_argument("--out", type=Path, required=True, help="directory to write")
+    parser.add_argument("--out", type=Path, required=True, help="new or empty directory to write to")
     parser.add_argument("--tokenizer", type=Path, help="directory of tokenizer and side files to copy")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scale", type=float, default=6.0, help="matrices, in units of the default initialisation")
@@ -42,18 +47,22 @@ def main() -> None:
     )
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
     args = parser.parse_args()
-    out = write_random_checkpoint(
-        args.out,
-        args.family,
-        args.config_overrides,
-        tokenizer_dir=args.tokenizer,
-        preprocessor_overrides=args.preprocessor_overrides,
-        seed=args.seed,
-        scale=args.scale,
-        spread=args.spread,
-        dtype=args.dtype,
-    )
-    print(f"random {args.family} checkpoint written to {out}")
+    try:
+        check_free(args.out)
+        write_random_checkpoint(
+            args.out,
+            args.family,
+            args.config_overrides,
+            tokenizer_dir=args.tokenizer,
+            preprocessor_overrides=args.preprocessor_overrides,
+            seed=args.seed,
+            scale=args.scale,
+            spread=args.spread,
+            dtype=args.dtype,
+        )
+    except (OSError, UserError) as error:
+        raise SystemExit(f"error: {error}") from error
+    print(f"random {args.family} checkpoint written to {args.out}")
 
 
 if __name__ == "__main__":

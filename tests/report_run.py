@@ -14,11 +14,13 @@ import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 
 from perception_r1_jax.config import default_config
+from perception_r1_jax.data import load_problems
 from perception_r1_jax.data.key_info import format_key_info
 from perception_r1_jax.evaluation.compare import result_fields
 from perception_r1_jax.evaluation.files import Evaluated, items_file, write_evaluated
 from perception_r1_jax.evaluation.items import Item
 from perception_r1_jax.evaluation.summary import summarise
+from perception_r1_jax.training.run_record import hash_problems
 
 CHECKER = __name__
 
@@ -124,8 +126,7 @@ def write_run(
     rng = random.Random(0)
     rows = {"train": make_rows(train, 0, make_row), "test": make_rows(test, 1, make_row)}
     for split, some in rows.items():
-        (folder / "data").mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.Table.from_pylist(some), folder / "data" / f"{split}.parquet")
+        write_rows(folder / "data" / f"{split}.parquet", some)
     workdir = folder / "mini"
     workdir.mkdir()
     config = default_config().unlock()
@@ -160,8 +161,19 @@ def _record(config) -> dict:
         "commit": "0123456789" * 4,
         "versions": {"python": "3.11.7", "jax": "0.10.2"},
         "devices": ["TFRT_CPU_0"],
-        "hashes": {"data": "d" * 64, "policy": "a" * 64, "judge": "b" * 64, "prompts": "c" * 64},
+        "hashes": {
+            "data": hash_split(config.data.path, "train"),
+            "evaluation": hash_split(config.data.path, "test"),
+            "policy": "a" * 64,
+            "judge": "b" * 64,
+            "prompts": "c" * 64,
+        },
     }
+
+
+def hash_split(path: str, split: str) -> str:
+    """As run.json has it."""
+    return hash_problems(load_problems(path, split)[0])
 
 
 def _evaluate(problem_id, row, skill, rng, perceive) -> Item:
@@ -176,9 +188,6 @@ def _evaluate(problem_id, row, skill, rng, perceive) -> Item:
         perception=float(seen.perceived),
         facts_right=seen.right,
         facts_wrong=seen.wrong,
-        facts_needed=len(seen.states),
-        facts_found=seen.states.count("right"),
-        facts_misread=seen.states.count("misread"),
         fact_states=seen.states,
         probe=float(right),
         probe_response=row["probe_answer"] if right else "5",
@@ -260,6 +269,12 @@ def _measure(step, lines, rng) -> dict:
         "data/dropped": 0,
         "memory/peak_rss_gib": 2.3,
     }
+
+
+def write_rows(path: Path, rows: list[dict]) -> None:
+    """Writes the problems of a split."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), path)
 
 
 def write_json(path: Path, content) -> None:

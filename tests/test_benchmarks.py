@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import measure, rollout, rollout_large, shape, workload
+from benchmarks import judge, measure, rollout, rollout_large, shape, train_step, vllm_peer, workload
 from perception_r1_jax.inference import Engine, Sampling
 from perception_r1_jax.models import count_params, load_config
 from perception_r1_jax.processing import Processor
@@ -167,6 +167,24 @@ def test_without_torch_there_is_no_peer(checkpoints, monkeypatch):
     (case,) = rollout.plain(checkpoints, quick=True)
     assert case.ours > 0
     assert (case.peer, case.ratio) == (None, None)
+
+
+def test_on_a_gpu_there_is_no_peer(monkeypatch, capsys):
+    monkeypatch.setattr(measure, "device", lambda: ("gpu", "NVIDIA H100 80GB HBM3"))
+    monkeypatch.setattr(rollout.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setenv(vllm_peer.VARIABLE, "python")
+    assert rollout.load_peer(None) is None
+    assert rollout.beside_vllm(None, [], 1, 1, None, 1) == {}
+    assert judge.vllm(None, quick=True, count=1) == []
+    assert not train_step.has_torch()
+    told = "  no peer: it would run on the CPU, and ours runs on NVIDIA H100 80GB HBM3"
+    assert capsys.readouterr().out.splitlines() == [told] * 4
+
+
+def test_the_machine_is_told_with_its_device():
+    device = jax.devices()[0]
+    assert measure.device() == (device.platform, device.device_kind)
+    assert measure.machine()["device"] == device.device_kind
 
 
 def test_a_large_model_is_not_timed_on_a_cpu(checkpoints, capsys):

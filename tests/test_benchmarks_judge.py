@@ -75,7 +75,7 @@ def test_quick_runs_write_the_documented_list(checkpoints, tmp_path, capsys, nam
         assert min(case["ours"], case["peer"], case["ratio"]) > 0
     if name == "parts":
         assert (cases["model_calls"]["ours"], cases["model_calls"]["peer"]) == (5, 53)
-        assert cases["prefix_bytes"]["ratio"] == 2
+        assert 2 <= cases["prefix_bytes"]["ratio"] < 2.2, "of two requests, whose prompts are padded"
         assert cases["prefix_bytes"]["ours"] == pytest.approx(1300 * LAYERS * 2 * 2 * 64 * 4 / 2**20)
     assert all(name in capsys.readouterr().out for name in ("cores",))
 

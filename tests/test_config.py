@@ -422,6 +422,12 @@ def test_arithmetic_of_a_run(config):
     ]
 
 
+def test_arithmetic_of_groups_that_may_be_split(config):
+    config.grpo.micro_batch_samples = 2
+    text = arithmetic(config, problems=1442, parameters=1, judge_parameters=0, mesh={"data": 1, "fsdp": 8})
+    assert "at most 64, of 16 (8 prompts x 2) or more where responses are short, by length" in text
+
+
 @pytest.mark.parametrize(("mesh", "noted"), [({"data": 2, "fsdp": 4}, True), ({"data": 2, "fsdp": 1}, False)])
 def test_rows_that_the_devices_do_not_divide_are_noted(config, mesh, noted):
     """The engine shares out prompts and requests, so any number of these will do."""

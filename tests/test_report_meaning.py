@@ -28,7 +28,7 @@ def test_directions_follow_the_test():
     [
         (UP, UP, "So it sees better"),
         (UP, EVEN, "does not tell whether it sees better or only states more"),
-        (UP, DOWN, "So it states more and sees less"),
+        (UP, DOWN, "So the gain does not come from reading single facts better"),
         (EVEN, UP, "no significant change in perception"),
         (DOWN, EVEN, "perceive less"),
     ],

@@ -19,7 +19,7 @@ from perception_r1_jax.evaluation.mcnemar import mcnemar_exact
 from perception_r1_jax.report import make_report
 from perception_r1_jax.report.wording import p_value, percent
 from tests import report_run
-from tests.report_run import read_lines, write_json, write_lines, write_run
+from tests.report_run import read_lines, write_json, write_lines, write_rows, write_run
 
 VOID = {"meta", "img", "br", "wbr", "path", "circle"}
 
@@ -211,6 +211,17 @@ def test_a_run_with_less(copy, section, values, said):
     record["config"][section] = None if values is None else record["config"][section] | values
     write_json(copy / "run.json", record)
     assert said in text_of(make_report(copy))
+
+
+def test_data_that_have_changed_since_the_run_are_neither_shown_nor_compared(tmp_path):
+    run = write_run(tmp_path, steps=3, train=6, test=6)
+    for split in ("train", "test"):
+        write_rows(tmp_path / "data" / f"{split}.parquet", report_run.make_rows(6, 7))
+    page = make_report(run)
+    said = f"the data at {tmp_path / 'data'} are not those of the run"
+    assert f"The problems cannot be read: {said}" in text_of(page)
+    assert f"Question and picture: {said}" in text_of(page)
+    assert "data:image/png" not in page
 
 
 def test_fields_that_a_run_does_not_have(copy):

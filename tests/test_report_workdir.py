@@ -10,7 +10,7 @@ from perception_r1_jax.report.checker import load_checker
 from perception_r1_jax.report.run_facts import collect_facts, config_changes
 from perception_r1_jax.report.workdir import JsonLines, MissingData, Problems, Workdir
 from tests import report_run
-from tests.report_run import write_json, write_lines
+from tests.report_run import write_json, write_lines, write_rows
 
 
 def workdir_of(tmp_path, **config) -> Workdir:
@@ -70,10 +70,33 @@ def test_evaluations_that_cannot_be_compared(tmp_path, last, said):
         pair_up(workdir)
 
 
-def test_problems_that_have_gone(tmp_path):
-    assert "No data" in Problems.load(str(tmp_path / "x"), "train").missing
-    assert Problems.load(None, "train").missing
-    assert Problems.load("geometry_world", "").missing
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"path": "/nowhere", "split": "train"}, "No data at /nowhere"),
+        ({}, "names no data"),
+        ({"path": "geometry_world", "split": ""}, "names no data"),
+    ],
+)
+def test_problems_that_have_gone(data, said, tmp_path):
+    assert said in Problems.load(workdir_of(tmp_path, data=data), "data").missing
+
+
+def test_problems_are_those_of_the_run_or_none(tmp_path):
+    workdir = Workdir.open(report_run.write_run(tmp_path, steps=1, train=3, test=4))
+    assert [len(Problems.load(workdir, section).by_id) for section in ("data", "evaluation")] == [3, 4]
+    path = tmp_path / "data"
+    for split in ("train", "test"):  # other problems under the same ids
+        write_rows(path / f"{split}.parquet", report_run.make_rows(4, 7))
+    for section in ("data", "evaluation"):
+        problems = Problems.load(workdir, section)
+        assert (problems.by_id, problems.missing) == ({}, f"the data at {path} are not those of the run")
+
+
+def test_of_an_evaluation_the_problems_that_were_asked(tmp_path):
+    workdir = Workdir.open(report_run.write_run(tmp_path, steps=1, train=3, test=4))
+    write_rows(tmp_path / "data" / "test.parquet", report_run.make_rows(6, 1))  # the same four and two more
+    assert list(Problems.load(workdir, "evaluation").by_id) == [f"test/{i}" for i in range(4)]
 
 
 def test_a_checker_must_say_what_an_ideal_judge_would(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -78,6 +79,29 @@ def test_a_random_checkpoint_is_made(tmp_path):
     run = _run("scripts/make_random_checkpoint.py", "--family", "qwen2_5_vl", "--out", tmp_path / "vl")
     assert run.returncode == 0, run.stderr
     assert (tmp_path / "vl" / "model.safetensors.index.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "message"),
+    [
+        (["--tokenizer", "absent"], 1, "error: absent has no tokenizer_config.json: give the directory of the"),
+        (["--config_overrides", "broken.json"], 2, "--config_overrides: broken.json is not valid JSON: Expecting"),
+        (["--config_overrides", "odd.json"], 1, "error: config: num_attention_heads 4 is no multiple of"),
+        (["--out", "taken"], 1, "error: taken is taken: choose a new or empty directory to write to."),
+    ],
+)
+def test_a_random_checkpoint_that_cannot_be_made_is_explained(options, status, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("broken.json").write_text("{")
+    Path("odd.json").write_text('{"num_key_value_heads": 3}')
+    Path("taken").mkdir()
+    Path("taken/config.json").write_text("{}")
+    monkeypatch.setattr(sys, "argv", ["make_random_checkpoint", "--family", "qwen2", "--out", "out", *options])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(REPOSITORY / "scripts/make_random_checkpoint.py"), run_name="__main__")
+    assert message in (capsys.readouterr().err if status == 2 else stop.value.code)
+    assert not Path("out").exists()
+    assert Path("taken/config.json").read_text() == "{}"
 
 
 MEASURE = """

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from unittest import mock
 
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 
 from perception_r1_jax.models import load_config
-from perception_r1_jax.weights import CheckpointError, convert_huggingface, export_huggingface
+from perception_r1_jax.weights import CheckpointError, convert, convert_huggingface, export_huggingface
 from perception_r1_jax.weights.names import published_name
 from perception_r1_jax.weights.random_checkpoint import FAMILIES, write_random_checkpoint
 from perception_r1_jax.weights.safetensors_io import stored_tensors, weight_files
@@ -78,6 +80,18 @@ def test_nothing_is_overwritten(tmp_path):
             with pytest.raises(CheckpointError, match=f"^{out} is taken: choose a new or empty directory"):
                 write(model, out)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_what_cannot_be_written_leaves_the_folder_free(tmp_path, monkeypatch):
+    """As on a full disk; each library has errors of its own."""
+    source, out = write_random_checkpoint(tmp_path / "hf", "qwen2"), tmp_path / "out"
+    convert_huggingface(source, tmp_path / "jax")
+    monkeypatch.setattr(convert.ocp, "save", mock.Mock(side_effect=ValueError("no space")))
+    monkeypatch.setattr(convert, "publish_preprocessor", mock.Mock(side_effect=SafetensorError("no space")))
+    for write, model in ((convert_huggingface, source), (export_huggingface, tmp_path / "jax")):
+        with pytest.raises(CheckpointError, match=f"^{out} could not be written: no space. Free space"):
+            write(model, out)
+        assert list(out.iterdir()) == []
 
 
 def test_nothing_is_converted_twice(tmp_path):

@@ -196,7 +196,7 @@ def make_task(problem_id: str, problems: Problems) -> Task:
     """The problem with its pictures, or the reason why it is not there."""
     problem = problems.by_id.get(problem_id)
     if problem is None:
-        return Task(problem_id, missing=problems.missing or "the data hold it no more, or its picture has gone")
+        return Task(problem_id, missing=problems.missing or "the data hold no such problem")
     return Task(
         problem_id,
         question=problem.question.replace(IMAGE_MARKER, "").strip(),

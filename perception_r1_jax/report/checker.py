@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import ModuleType
 
 from perception_r1_jax.errors import UserError
@@ -9,8 +10,12 @@ from perception_r1_jax.evaluation import checker
 from perception_r1_jax.report.workdir import MissingData, Workdir
 
 
-def load_checker(workdir: Workdir) -> ModuleType:
+def load_checker(workdir: Workdir, functions: Sequence[str] = ("reflected",)) -> ModuleType:
     """The module that `config.evaluation.checker` names, which can say what an ideal judge would: `reflected`.
+
+    Args:
+        workdir: of the run.
+        functions: what the module must have.
 
     Raises:
         MissingData: it names none, or one that cannot be used.
@@ -19,6 +24,6 @@ def load_checker(workdir: Workdir) -> ModuleType:
     if not name:
         raise MissingData("This run had no checker beside the judge: its config.evaluation.checker is empty.")
     try:
-        return checker.load_checker(name, ("reflected",))
+        return checker.load_checker(name, functions)
     except UserError as error:
         raise MissingData(str(error)) from error

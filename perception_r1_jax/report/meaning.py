@@ -27,7 +27,7 @@ PROBE = {
 GAIN = {
     1: "So it sees better, and does not only state more.",
     0: "So this run does not tell whether it sees better or only states more.",
-    -1: "So it states more and sees less.",
+    -1: "So the gain does not come from reading single facts better.",
     None: "Without a probe, whether it sees better or only states more is open.",
 }
 """What the direction of the probe says of a gain in perception."""

@@ -56,8 +56,8 @@ def attempt(make: Callable[..., Any], *inputs: Any) -> Section:
 
 def _sections(workdir: Workdir) -> dict[str, Any]:
     lines = list(workdir.metrics)
-    path, setting = workdir.setting("data.path"), workdir.setting
-    train, held_out = (Problems.load(path, setting(f"{section}.split")) for section in ("data", "evaluation"))
+    setting = workdir.setting
+    train, held_out = (Problems.load(workdir, section) for section in ("data", "evaluation"))
     checker, evaluations = attempt(load_checker, workdir), attempt(pair_up, workdir)
     if setting("judge.sees"):
         compared, train = Section(missing=SAW), train.without_annotations()

@@ -11,6 +11,7 @@ from typing import Any
 from perception_r1_jax.data import load_problems
 from perception_r1_jax.errors import UserError
 from perception_r1_jax.records import Problem
+from perception_r1_jax.training.run_record import hash_problems
 
 
 class MissingData(Exception):
@@ -117,20 +118,24 @@ def read_json(path: Path) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Problems:
-    """The problems of a split by their ids; none, and the reason, where the data have gone since the run."""
+    """The problems of a split by their ids; none, and the reason, where the run's data are there no more."""
 
     by_id: Mapping[str, Problem]
     missing: str = ""
 
     @classmethod
-    def load(cls, path: str | None, split: str | None) -> Problems:
-        """Reads a split as the run did."""
+    def load(cls, workdir: Workdir, section: str) -> Problems:
+        """Reads what the run did, "data" or "evaluation": the split that this section of its config names."""
+        path, split = workdir.setting("data.path"), workdir.setting(f"{section}.split")
         if path is None or not split:
             return cls({}, "run.json names no data")
         try:
             problems, _ = load_problems(path, split)
         except (UserError, OSError) as error:
             return cls({}, str(error))
+        problems = problems[: workdir.setting(f"{section}.problems") or None]
+        if hash_problems(problems) != workdir.record.get("hashes", {}).get(section):
+            return cls({}, f"the data at {path} are not those of the run")
         return cls({problem.problem_id: problem for problem in problems})
 
     def without_annotations(self) -> Problems:

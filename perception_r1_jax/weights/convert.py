@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shutil
+import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import safetensors
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
+from perception_r1_jax.errors import UserError
 from perception_r1_jax.models import ModelConfig, load_config
 from perception_r1_jax.sharding import make_mesh
 from perception_r1_jax.weights.load import PARAMS, load_parameter, load_params, locate_model, stored_params
@@ -31,6 +35,12 @@ MAX_SHARD_BYTES = 5 * 10**9
 CHUNK_BYTES = 64 * 2**20
 """A device that restores its part of a parameter reads whole chunks."""
 
+STORAGE_ERRORS = (OSError, ValueError, safetensors.SafetensorError)
+"""What orbax and safetensors raise where a disk is full."""
+
+REASON = 300
+"""Characters of the storage layer's reason that a message gives."""
+
 
 def convert_huggingface(source: str | Path, out: str | Path, dtype: Any = None) -> None:
     """Writes a converted checkpoint: the side files at its root and the parameters, by orbax, in `params/`.
@@ -45,15 +55,14 @@ def convert_huggingface(source: str | Path, out: str | Path, dtype: Any = None) 
         ValueError: another architecture, weights that are not the model's, or `out` is taken.
     """
     source, out = Path(source), Path(out).resolve()
-    _check_free(out)
+    check_free(out)
     config = load_config(source)
     if locate_model(source).kind != "huggingface":
         raise CheckpointError(f"{source} is a converted checkpoint already.")
     params = load_params(source, config, make_mesh(1, 1, 1, devices=[_cpu()]), dtype)
-    out.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source / CONFIG_FILE, out / CONFIG_FILE)
-    copy_side_files(source, out)
-    with _lean_context(params):
+    with _empty_if_failed(out), _lean_context(params):
+        shutil.copyfile(source / CONFIG_FILE, out / CONFIG_FILE)
+        copy_side_files(source, out)
         ocp.save(out / PARAMS, params, checkpointable_name=PARAMS)
 
 
@@ -72,25 +81,45 @@ def export_huggingface(
         ValueError: no checkpoint there, not the model of its config, or `out` is taken.
     """
     out = Path(out)
-    _check_free(out)
+    check_free(out)
     source = locate_model(checkpoint)
     if source.kind == "huggingface":
         raise CheckpointError(f"{checkpoint} is a Hugging Face directory already.")
     config = load_config(source.model_dir)
     stored = flatten(stored_params(source.weights, config))
     dtypes = {path: np.dtype(dtype or leaf.dtype) for path, leaf in stored.items()}
-    out.mkdir(parents=True, exist_ok=True)
     sizes = _tensor_bytes(config, dtypes)
-    write_shards(out, sizes, _stored_tensors(source.weights, config, stored, dtypes), max_shard_bytes)
-    copy_side_files(source.model_dir, out)
-    publish_preprocessor(out)
     content = json.loads((source.model_dir / CONFIG_FILE).read_text())
-    write_json(out / CONFIG_FILE, published_config(content, dtypes["decoder/embed/embedding"].name))
+    with _empty_if_failed(out):
+        write_shards(out, sizes, _stored_tensors(source.weights, config, stored, dtypes), max_shard_bytes)
+        copy_side_files(source.model_dir, out)
+        publish_preprocessor(out)
+        write_json(out / CONFIG_FILE, published_config(content, dtypes["decoder/embed/embedding"].name))
 
 
-def _check_free(out: Path) -> None:
+def check_free(out: Path) -> None:
+    """Raises `CheckpointError` where `out` is anything but absent or an empty folder."""
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise CheckpointError(f"{out} is taken: choose a new or empty directory to write to.")
+
+
+@contextlib.contextmanager
+def _empty_if_failed(out: Path) -> Iterator[None]:
+    """Makes a folder to write to. What fails leaves it as empty as it was, free for the next attempt.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException as error:
+        for path in out.iterdir() if out.is_dir() else ():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if isinstance(error, UserError) or not isinstance(error, STORAGE_ERRORS):
+            raise
+        reason = textwrap.shorten(str(error), REASON)
+        raise CheckpointError(f"{out} could not be written: {reason}. Free space or choose another folder.") from error
 
 
 def _tensor_bytes(config: ModelConfig, dtypes: Mapping[str, np.dtype]) -> dict[str, int]:

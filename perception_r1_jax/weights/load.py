@@ -20,7 +20,7 @@ from perception_r1_jax.sharding import tree_shardings
 from perception_r1_jax.weights.coverage import check_coverage
 from perception_r1_jax.weights.huggingface import load_huggingface, stream_huggingface
 from perception_r1_jax.weights.names import ServingPath, flatten, unflatten
-from perception_r1_jax.weights.safetensors_io import INDEX_FILE, SINGLE_FILE, CheckpointError
+from perception_r1_jax.weights.safetensors_io import INDEX_FILE, SINGLE_FILE, CheckpointError, weight_files
 from perception_r1_jax.weights.side_files import CONFIG_FILE
 
 PARAMS = "params"
@@ -55,6 +55,16 @@ def locate_model(directory: str | Path) -> ModelSource:
     if not (source.model_dir / CONFIG_FILE).is_file():
         raise CheckpointError(f"{source.model_dir / CONFIG_FILE} is missing: copy it from where the weights come from.")
     return source
+
+
+def model_files(directory: str | Path) -> list[Path]:
+    """The files that a model consists of: its config and its weights. Errors as of `locate_model`."""
+    source = locate_model(directory)
+    if source.kind == "huggingface":
+        weights = weight_files(source.weights)
+    else:
+        weights = sorted(path for path in (source.weights / PARAMS).rglob("*") if path.is_file())
+    return [source.model_dir / CONFIG_FILE, *weights]
 
 
 def _recognise(directory: Path) -> ModelSource | None:

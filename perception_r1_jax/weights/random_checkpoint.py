@@ -144,14 +144,15 @@ def write_random_checkpoint(
         nested: write config and names as transformers 5 has them, instead of the published layout.
 
     Raises:
+        FileNotFoundError: no tokenizer there.
         UserError: a tokenizer that lacks one of the model's tokens, or an override that makes no model.
     """
     out, source = Path(out), Path(tokenizer_dir or SMALL_TOKENIZER)
-    out.mkdir(parents=True, exist_ok=True)
     config = _make_config(family, config_overrides or {}, _token_fields(family, source), dtype)
+    tensors = hf_tensors(load_config(config))
+    out.mkdir(parents=True, exist_ok=True)
     _write_side_files(source, out, config, preprocessor_overrides or {})
     write_json(out / CONFIG_FILE, nested_config(config) if nested else config)
-    tensors = hf_tensors(load_config(config))
     rename = nested_name if nested and family == "qwen2_5_vl" else str
     sizes = {rename(name): int(np.prod(t.shape)) * np.dtype(dtype).itemsize for name, t in tensors.items()}
     draws = ((rename(name), _draw(tensor, seed, scale, spread).astype(dtype)) for name, tensor in tensors.items())

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,18 @@ TOKENIZER_FILES = (
 SIDE_FILES = MODEL_FILES + TOKENIZER_FILES
 
 
-def copy_side_files(source: Path, out: Path, names: Sequence[str] = SIDE_FILES) -> None:
+def copy_side_files(source: Path, out: Path) -> None:
     """Copies those of the files that are there; `config.json` is its caller's, who knows the dtype."""
-    for name in names:
+    for name in SIDE_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, out / name)
+
+
+def copy_whole(source: Path, out: Path) -> None:
+    """Copies a file so that it is there whole or not at all."""
+    temporary = out.with_name(out.name + ".tmp")
+    shutil.copyfile(source, temporary)
+    os.replace(temporary, out)
 
 
 def publish_preprocessor(directory: Path) -> None:
@@ -50,8 +58,10 @@ def publish_preprocessor(directory: Path) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes indented JSON with a line end, as the published files have it."""
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    """Writes indented JSON with a line end, as the published files have it: whole, in the place of an older file."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(temporary, path)
 
 
 def published_config(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
