@@ -26,9 +26,8 @@ def config(rows, samples):
     return run_config(grpo__micro_batch_prompts=rows, grpo__micro_batch_samples=samples)
 
 
-def cut(rows, samples, live=True, tokens=TOKENS):
-    mask = mask_of(tokens)
-    return cut_batch(prompts(), mask, np.broadcast_to(live, mask.shape[:2]), config(rows, samples))
+def cut(rows, samples, tokens=TOKENS):
+    return cut_batch(prompts(), mask_of(tokens), config(rows, samples))
 
 
 def test_by_hand():
@@ -52,7 +51,7 @@ def test_a_row_is_as_wide_as_short_responses_leave_room():
     lengths = np.array([3, 10, 11, 20, 21, 40])
     mask = np.broadcast_to(np.arange(40) < lengths[:, None, None], (6, 8, 40))
     fields = {"rollout__response_buckets": (5, 10, 20, 40), "grpo__micro_batch_prompts": 1}
-    micro_batches = cut_batch(prompts(), mask, mask.any(-1), run_config(**fields, grpo__micro_batch_samples=2))
+    micro_batches = cut_batch(prompts(), mask, run_config(**fields, grpo__micro_batch_samples=2))
     assert {(one.prompts.item(), one.tokens, one.samples.shape[1]) for one in micro_batches} == {
         (0, 5, 8), (1, 10, 8), (2, 20, 4), (3, 20, 4), (4, 40, 2), (5, 40, 2)
     }  # fmt: skip
@@ -63,7 +62,7 @@ def test_a_long_response_does_not_keep_the_others_of_its_group_apart():
     lengths = np.array([3, 40, 3, 3, 12, 3, 3, 3])
     mask = np.broadcast_to(np.arange(40) < lengths[:, None], (6, 8, 40))
     fields = {"rollout__response_buckets": (5, 10, 20, 40), "grpo__micro_batch_prompts": 1}
-    micro_batches = cut_batch(prompts(), mask, mask.any(-1), run_config(**fields, grpo__micro_batch_samples=1))
+    micro_batches = cut_batch(prompts(), mask, run_config(**fields, grpo__micro_batch_samples=1))
     rows = {(one.tokens, *one.samples[0].tolist()) for one in micro_batches if one.prompts.item() == 0}
     assert rows == {(40, 1), (20, 4, 0), (5, 2, 3, 5, 6), (5, 7)}
 
@@ -73,7 +72,7 @@ def test_rows_of_a_micro_batch_are_equally_wide():
     lengths = np.array([3, 10, 11, 20, 21, 40])
     mask = np.broadcast_to(np.arange(40) < lengths[:, None, None], (6, 8, 40))
     fields = {"rollout__response_buckets": (5, 10, 20, 40), "grpo__micro_batch_prompts": 2}
-    micro_batches = cut_batch(prompts(), mask, mask.any(-1), run_config(**fields, grpo__micro_batch_samples=1))
+    micro_batches = cut_batch(prompts(), mask, run_config(**fields, grpo__micro_batch_samples=1))
     assert {(prompt, one.samples.shape[1]) for one in micro_batches for prompt in one.prompts.tolist()} == {
         (0, 4), (1, 4), (2, 2), (3, 2), (4, 1), (5, 1)
     }  # fmt: skip
@@ -104,20 +103,20 @@ def test_less_is_padding_than_in_one_bucket():
 
 
 def test_what_is_not_needed_is_left_out_or_fills_up():
-    live = np.zeros((6, 4), bool)
-    live[[0, 3, 4], 1] = True
-    micro_batches = cut(2, 4, live)
+    needed = np.zeros((6, 4), bool)
+    needed[[0, 3, 4], 1] = True
+    micro_batches = cut(2, 4, TOKENS * needed)
     assert len(micro_batches) == 2
     assert {0, 3, 4} < set(np.concatenate([one.prompts for one in micro_batches]).tolist())
     assert [one.tokens for one in micro_batches] == [8, 8]  # response 1 of prompt 3 has one token, of the others eight
-    (one,) = cut(2, 4, live=False)
+    (one,) = cut(2, 4, np.zeros((6, 4)))
     assert one.tokens == 3
 
 
 def test_the_batch_may_be_wider_or_narrower_than_the_buckets():
     tokens = np.minimum(TOKENS, 7)
     mask = mask_of(tokens)[:, :, :7]
-    micro_batches = cut_batch(prompts(), mask, mask.any(-1), config(6, 4))
+    micro_batches = cut_batch(prompts(), mask, config(6, 4))
     assert [one.tokens for one in micro_batches] == [7]
 
 

@@ -113,6 +113,21 @@ def test_buckets_do_not_matter():
     assert_same(wide.gradient(make_batch(extra_length=8, extra_response=2)), reference())
 
 
+def test_how_wide_a_batch_is_does_not_matter_to_a_constant_denominator():
+    """It is the config's largest response, 8, whatever bucket the batch was drawn in."""
+    constant = Trainer(grpo__aggregation="constant")
+    narrow, wide = (constant.gradient(make_batch(extra_response=extra)) for extra in (0, 2))
+    assert_same(wide, narrow)
+    batch = make_batch()
+    expected = -np.sum(batch.advantages * batch.mask.sum(-1)) / batch.mask.any(-1).sum() / 8
+    assert narrow[1]["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("remat", ["full", "dots"])
+def test_what_is_computed_again_does_not_matter(remat):
+    assert_same(Trainer(model__remat=remat).gradient(make_batch()), reference())
+
+
 def test_padding_is_cut_off_and_a_bucket_compiles_once():
     reference()
     before = trainer().step.compilations
@@ -160,6 +175,22 @@ def test_dropping_flat_groups_changes_no_gradient_and_looks_at_none_of_them():
     assert relative_difference(dropped, grads) < 2e-5
     assert counted["loss"] == pytest.approx(metrics["loss"], rel=2e-5)
     assert counted["tokens"] == metrics["tokens"] - batch.mask[[1, 5, 6]].sum()
+
+
+def test_no_token_of_a_dropped_group_has_a_kl_or_an_entropy_term():
+    """Its responses fill up rows and micro-batches of others, or do not, by how the batch is cut."""
+    _, batch = off_policy()
+    advantages, mask = batch.advantages.copy(), batch.mask.copy()
+    advantages[2], mask[2] = 0, False
+    flat, without = dataclasses.replace(batch, advantages=advantages), dataclasses.replace(batch, mask=mask)
+    terms = {"grpo__kl_coefficient": 0.5, "grpo__entropy_coefficient": 0.1, "grpo__micro_batch_prompts": 4}
+    whole, split = (Trainer(**terms, grpo__micro_batch_samples=size, grpo__drop_flat_groups=True) for size in (4, 1))
+    dropped, (_, expected) = whole.gradient(flat), whole.gradient(without)
+    assert_same(split.gradient(flat), dropped)
+    for name in ("kl", "entropy", "tokens"):
+        assert dropped[1][name] == pytest.approx(expected[name], rel=2e-5)
+    share = mask.any(-1).sum() / batch.mask.any(-1).sum()  # the others weigh as before
+    assert dropped[1]["loss"] == pytest.approx(expected["loss"] * share, rel=2e-5)
 
 
 def test_an_entropy_bonus_has_the_gradient_of_the_entropy():

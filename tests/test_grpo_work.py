@@ -11,7 +11,7 @@ import pytest
 
 from perception_r1_jax.grpo.micro_batches import cut_batch
 from perception_r1_jax.grpo.step import TrainStep
-from perception_r1_jax.grpo.work import needed_work, row_work
+from perception_r1_jax.grpo.work import gradient_passes, needed_work, row_work
 from perception_r1_jax.models import flops
 from perception_r1_jax.sharding import make_mesh
 from perception_r1_jax.speeds import Speed
@@ -22,12 +22,11 @@ from tests.grpo_fixtures import make_batch, make_prompts, one_device_mesh, run_c
 
 
 def all_rows(batch, **fields):
-    """Micro-batches that leave nothing out."""
-    return cut_batch(batch.prompts, batch.mask, np.ones(batch.mask.shape[:2], bool), run_config(**fields))
+    return cut_batch(batch.prompts, batch.mask, run_config(**fields))
 
 
 def needed(batch):
-    return needed_work(tiny.CONFIG, batch, all_rows(batch, grpo__micro_batch_prompts=1))
+    return needed_work(tiny.CONFIG, batch)
 
 
 def test_every_token_counts_with_those_that_it_sees():
@@ -100,6 +99,12 @@ def test_a_frozen_tower_has_no_backward_pass_and_a_reference_one_more(monkeypatc
     work = needed(make_batch())
     found = metrics_of(model__freeze_vision=True, grpo__kl_coefficient=0.5)
     assert found["train/tflops"] == pytest.approx(2 * (4 * work.text + 2 * work.vision) / 2.0 / 1e12)
+
+
+@pytest.mark.parametrize(("modules", "passes"), [(("q", "v"), (2, 1)), (("q", "gate"), (2, 2)), ((), (3, 3))])
+def test_a_tower_without_adapters_has_no_backward_pass(modules, passes):
+    assert gradient_passes(run_config(lora__modules=modules)) == passes
+    assert gradient_passes(run_config(lora__modules=modules, model__freeze_vision=True)) == (passes[0], 1)
 
 
 def test_groups_that_are_left_out_are_no_work(monkeypatch):

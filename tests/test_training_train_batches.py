@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 
 from perception_r1_jax.grpo.advantages import group_advantages
+from perception_r1_jax.models import ADAPTERS
 from perception_r1_jax.records import Rollout, Scores
+from perception_r1_jax.training import setup
 from perception_r1_jax.training.groups import Groups
 from perception_r1_jax.training.train_batches import make_train_batches, take_updates
+from tests import tiny
 from tests.grpo_fixtures import make_batch, make_prompts, one_device_mesh, run_config
 
 OLD, REFERENCE = np.float32(-1.0), np.float32(-1.5)
@@ -111,3 +114,30 @@ def test_metrics_of_several_updates_are_means_but_for_tokens_and_skipped():
     assert merged == {"loss": 1.5, "entropy": 0.5, "tokens": 30.0, "skipped": 1.0}
     assert taken == [(0, 1), (1, 2)]
     assert run.state == 2
+
+
+@pytest.mark.parametrize(
+    ("updates", "coefficient", "modules", "old", "reference"),
+    [
+        (1, 0.0, (), False, None),
+        (2, 0.0, (), True, None),
+        (1, 0.1, (), False, "start"),
+        (2, 0.1, ("q",), True, "base"),
+    ],
+)
+def test_log_probs_are_computed_again_only_where_an_update_reads_them(
+    updates, coefficient, modules, old, reference, monkeypatch
+):
+    """With a single update a batch its own are the old ones; the reference is read once, and with adapters never."""
+    asked, read = [], []
+    monkeypatch.setattr(setup, "load_params", lambda *_: read.append("start") or {"w": "start"})
+    monkeypatch.setattr(setup, "LogProbs", lambda *_, **__: lambda params, *tokens: asked.append(params) or params["w"])
+    fields = {"updates_per_batch": updates, "kl_coefficient": coefficient}
+    config = run_config(**{f"grpo__{name}": value for name, value in fields.items()}, lora__modules=modules)
+    add = setup._make_log_probs(config, None, tiny.CONFIG, one_device_mesh(), ())
+    for params in ({"w": "base", ADAPTERS: 1}, {"w": "base", ADAPTERS: 2}):
+        batch = add(params, make_batch())
+        assert (batch.old_logps, batch.reference_logps) == ("base" if old else None, reference)
+        assert [each.get(ADAPTERS) for each in asked] == [params[ADAPTERS]] * old + [None] * bool(reference)
+        asked.clear()
+    assert read == ["start"] * (reference == "start")

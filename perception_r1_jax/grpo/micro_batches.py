@@ -58,19 +58,17 @@ class MicroBatch:
         return jax.tree.map(lambda x: (x[..., : self.tokens] if x.ndim == 3 else x)[self.responses], tree)
 
 
-def cut_batch(
-    prompts: PromptBatch, mask: Bool[np.ndarray, "N G C"], live: Bool[np.ndarray, "N G"], config: ConfigDict
-) -> list[MicroBatch]:
+def cut_batch(prompts: PromptBatch, mask: Bool[np.ndarray, "N G C"], config: ConfigDict) -> list[MicroBatch]:
     """The micro-batches of a batch, shortest first; at least one.
 
     A row has `grpo.micro_batch_samples` responses of the largest bucket, or two, four, ... times as many shorter ones,
     as long as they take no more tokens. So short responses share their prompt's row. A group that is split over rows is
-    split by length. A micro-batch without any live response is left out.
+    split by length. Responses without a token come along where they fill a row or a micro-batch; a micro-batch that
+    has no others is left out.
 
     Args:
         prompts: of the batch.
-        mask: true on the tokens of the responses.
-        live: which responses are needed; the others come along where they fill a row or a micro-batch.
+        mask: true on the tokens of the responses that are needed.
         config: the run's; `grpo.micro_batch_prompts` rows are a micro-batch, in the buckets of `rollout`.
 
     Raises:
@@ -79,22 +77,22 @@ def cut_batch(
     rows, (n, g, most_tokens) = config.grpo.micro_batch_prompts, mask.shape
     check_divides("grpo.micro_batch_prompts", rows, n)
     check_divides("grpo.micro_batch_samples", config.grpo.micro_batch_samples, g)
-    ends = np.max(mask * np.arange(1, most_tokens + 1), axis=-1) * live
+    ends = np.max(mask * np.arange(1, most_tokens + 1), axis=-1)
     by_length = np.argsort(-ends, axis=1, kind="stable")
-    ends, alive = (np.take_along_axis(x, by_length, axis=1) for x in (ends, live))
-    tokens = _buckets(ends, config.rollout.response_buckets, most_tokens)
+    longest_first = np.take_along_axis(ends, by_length, axis=1)
+    tokens = _buckets(longest_first, config.rollout.response_buckets, most_tokens)
     length = _buckets(prompts.lengths, config.rollout.prompt_buckets, prompts.tokens.shape[1])
     windows = (prompts.image_ids >= 0).sum(axis=1)
     windows = _buckets(windows, config.rollout.window_buckets, prompts.image_ids.shape[1])
     cut = []
-    for width, (prompt, start) in _rows_by_width(tokens, alive, config).items():
+    for width, (prompt, start) in _rows_by_width(tokens, longest_first > 0, config).items():
         samples, longest = by_length[prompt[:, None], start[:, None] + np.arange(width)], tokens[prompt, start]
-        needed = live[prompt[:, None], samples].any(axis=1)
+        needed = ends[prompt[:, None], samples].any(axis=1)
         order = np.lexsort((windows[prompt], length[prompt], longest, ~needed)).reshape(-1, rows)
         for run in order:
             sizes = (int(each.max()) for each in (length[prompt[run]], windows[prompt[run]], longest[run]))
             cut.append(MicroBatch(prompt[run], samples[run], *sizes))
-    needed = [one for one in cut if live[one.responses].any()]
+    needed = [one for one in cut if ends[one.responses].any()]
     return sorted(needed or cut[:1], key=lambda one: one.tokens)
 
 

@@ -35,8 +35,8 @@ class TrainStep:
     buckets that micro-batches have (`micro_batches.cut_batch`), the second once. Each micro-batch adds its share of the
     batch's loss (`aggregation.token_weights`), so the split changes nothing but rounding. A gradient whose norm is not
     finite leaves parameters and optimizer as they were, bit for bit, and is counted in the state. A micro-batch
-    without any token that counts is left out; with `grpo.drop_flat_groups` also one without any advantage, of which
-    then the metrics know nothing.
+    without any token that counts is left out. With `grpo.drop_flat_groups` no token of a group without advantages
+    counts, of which then the metrics, a KL term and an entropy bonus know nothing; those of others weigh as before.
 
     The metrics are float32 scalars: `loss`, `grad_norm` (before clipping), `update_norm`, `tokens`, `skipped` (so far
     in the run), `kl_coefficient` of a run with a KL term, and means over tokens, NaN where there are none: `entropy`,
@@ -102,7 +102,8 @@ class TrainStep:
 
     def __call__(self, state: TrainState, batch: TrainBatch) -> tuple[TrainState, Metrics]:
         """One update. Raises as `micro_batches`."""
-        weights = _batch_weights(self._config, batch.mask)
+        weights, batch = _batch_weights(self._config, batch.mask), self.looked_at(batch)
+        weights = weights * batch.mask
         grads, totals = self._zeros(state.params), []
         for micro_batch in self.micro_batches(batch):
             _leave_one_running(totals)
@@ -117,10 +118,14 @@ class TrainStep:
         Raises:
             UserError: the config's micro-batches do not divide the batch; with the nearest sizes that do.
         """
-        live = np.any(batch.mask, axis=-1)
-        if self._config.grpo.drop_flat_groups:
-            live = live & (batch.advantages != 0)
-        return cut_batch(batch.prompts, batch.mask, live, self._config)
+        return cut_batch(batch.prompts, self.looked_at(batch).mask, self._config)
+
+    def looked_at(self, batch: TrainBatch) -> TrainBatch:
+        """The batch, with `grpo.drop_flat_groups` without the tokens of groups that have no advantage."""
+        if not self._config.grpo.drop_flat_groups:
+            return batch
+        with_signal = np.any(batch.advantages != 0, axis=1)
+        return dataclasses.replace(batch, mask=batch.mask & with_signal[:, None, None])
 
     @property
     def compilations(self) -> int:
@@ -158,7 +163,7 @@ class LogProbs:
         mask: Bool[np.ndarray, "N G C"],
     ) -> Float[np.ndarray, "N G C"]:
         """The log-probs of a batch. Raises as `TrainStep.micro_batches`."""
-        micro_batches = cut_batch(prompts, mask, mask.any(axis=-1), self._config)
+        micro_batches = cut_batch(prompts, mask, self._config)
         parts = []
         for one in micro_batches:
             _leave_one_running(parts)

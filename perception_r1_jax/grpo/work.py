@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from perception_r1_jax.grpo.micro_batches import MicroBatch
 from perception_r1_jax.models import ModelConfig, flops
+from perception_r1_jax.models.lora import VISION_MODULES
 from perception_r1_jax.records import PromptBatch, TrainBatch
 
 
@@ -30,19 +31,17 @@ def gradient_passes(config: ConfigDict) -> Work:
     """How many forward passes' operations a gradient takes, forward pass included.
 
     Backwards, half is of what goes in and half of the parameters; the latter falls away where adapters are trained,
-    and all of it in a vision tower that is frozen.
+    and all of it in a vision tower that is frozen or has no adapters.
     """
-    text = 2 if config.lora.modules else 3
-    return Work(text, 1 if config.model.freeze_vision else text)
+    if config.lora.modules:
+        return Work(2, 2 if not config.model.freeze_vision and VISION_MODULES.intersection(config.lora.modules) else 1)
+    return Work(3, 1 if config.model.freeze_vision else 3)
 
 
-def needed_work(model: ModelConfig, batch: TrainBatch, micro_batches: Iterable[MicroBatch]) -> Work:
-    """Each prompt and picture once, each response once, no padding; of what stands in the micro-batches alone."""
-    seen = np.zeros(batch.mask.shape[:2], bool)
-    for one in micro_batches:
-        seen[one.responses] = True
-    groups = seen.any(axis=1)
-    prompts, responses = batch.prompts.lengths * groups.astype(float), batch.mask.sum(-1) * seen.astype(float)
+def needed_work(model: ModelConfig, batch: TrainBatch) -> Work:
+    """Each prompt and picture that has a response once, each response once, no padding."""
+    groups = batch.mask.any(axis=(1, 2))
+    prompts, responses = batch.prompts.lengths * groups.astype(float), batch.mask.sum(-1).astype(float)
     before = prompts[:, None]
     pairs = np.sum(prompts**2 / 2) + np.sum(responses * (before + responses / 2))
     text = flops.layers_flops(model, float(prompts.sum() + responses.sum()), float(pairs))

@@ -26,6 +26,9 @@ ADAPTERS = "adapters"
 INPUTS = {"q": 1, "k": 1, "v": 1, "qkv": 1, "o": 2, "gate": 1, "up": 1, "down": 1}
 """Matrices of the layers that may have adapters, with the number of axes that their products sum over."""
 
+VISION_MODULES = frozenset(INPUTS) - {"q", "k", "v"}
+"""Those that the vision tower has."""
+
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:

@@ -22,10 +22,10 @@ def utilisation(run: Run, batches: Sequence[TrainBatch], seconds: float) -> dict
     `grpo.drop_flat_groups` leaves out is not counted. `_padded` counts what goes through the model, `_text` leaves the
     vision tower out. `train/mfu...` are the shares of the devices' bfloat16 speed, where that is known.
     """
-    trained = [(batch, run.train_step.micro_batches(batch)) for batch in batches]
+    trained = [(run.train_step.looked_at(batch), run.train_step.micro_batches(batch)) for batch in batches]
     more = _log_prob_passes(run)
-    looked_at = [(batch, _of_log_probs(run, batch)) for batch in batches] if any(more) else []
-    gradient, others = _work(run, trained, gradient_passes(run.config)), _work(run, looked_at, more)
+    passed = [(batch, cut_batch(batch.prompts, batch.mask, run.config)) for batch in batches] if any(more) else []
+    gradient, others = _work(run, trained, gradient_passes(run.config)), _work(run, passed, more)
     metrics = {}
     for suffix in ("", "_padded"):
         text, vision = np.add(gradient[suffix], others[suffix])
@@ -41,13 +41,9 @@ def utilisation(run: Run, batches: Sequence[TrainBatch], seconds: float) -> dict
 def _work(run: Run, parts: Sequence[tuple[TrainBatch, list[MicroBatch]]], passes: Work) -> dict[str, np.ndarray]:
     """Operations [2], of text and vision, that so many passes over the batches' micro-batches need, and make."""
     model = run.engine.config
-    needed = np.sum([needed_work(model, batch, micro_batches) for batch, micro_batches in parts], axis=0)
+    needed = np.sum([needed_work(model, batch) for batch, _ in parts], axis=0)
     padded = np.sum([row_work(model, micro_batches) for _, micro_batches in parts], axis=0)
     return {"": np.multiply(needed, passes), "_padded": np.multiply(padded, passes)}
-
-
-def _of_log_probs(run: Run, batch: TrainBatch) -> list[MicroBatch]:
-    return cut_batch(batch.prompts, batch.mask, batch.mask.any(axis=-1), run.config)
 
 
 def _log_prob_passes(run: Run) -> Work:
