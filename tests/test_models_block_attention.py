@@ -17,7 +17,7 @@ def normal(rng: np.random.Generator, *shape: int) -> jax.Array:
     return jnp.asarray(rng.normal(size=shape), jnp.float32)
 
 
-@pytest.mark.parametrize("length", [5, PREFILL_BLOCK, 2 * PREFILL_BLOCK + 5])
+@pytest.mark.parametrize("length", [5, PREFILL_BLOCK, 2 * PREFILL_BLOCK + 5, 5 * PREFILL_BLOCK + 3])
 def test_rows_of_any_length_attend_as_with_all_keys_in_front(length):
     rng = np.random.default_rng(0)
     q, k, v = (normal(rng, ROWS, length, heads, SIZE) for heads in (HEADS, KV_HEADS, KV_HEADS))
