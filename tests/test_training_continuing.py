@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -11,7 +12,11 @@ import jax
 import numpy as np
 import pytest
 
+from perception_r1_jax.config import default_config
+from perception_r1_jax.errors import UserError
 from perception_r1_jax.training import loop, setup
+from perception_r1_jax.training.continuing import changes_since
+from perception_r1_jax.training.run_record import make_record, write_record
 from tests.training_run import (
     lines,
     one_device_mesh,
@@ -129,3 +134,22 @@ def test_dynamic_sampling_carries_groups_over_and_continues_bit_for_bit(tmp_path
     train(small_config(**fields | {"reward.function": ""}), run)
     assert "carried over, if anything, is left out: config.reward.function changed" in capsys.readouterr().out
     assert lines(run / "metrics.jsonl")[-1]["rollout/carried_in"] == 0
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"), [("hashes", "policy", "b"), ("config.model", "dtype", "float32")]
+)
+def test_a_run_with_a_kl_term_cannot_change_its_reference(section, field, value, tmp_path):
+    """It is the policy that the run started from; without such a term another may be named, as after an export."""
+    config = default_config()
+    write_record(tmp_path, make_record(config, policy="a"))
+
+    def changed(coefficient):
+        config.grpo.kl_coefficient = coefficient
+        record = json.loads(json.dumps(make_record(config, policy="a")))
+        functools.reduce(dict.get, section.split("."), record)[field] = value
+        return record
+
+    assert f"{section}.{field}" in changes_since(tmp_path, changed(0.0))
+    with pytest.raises(UserError, match=f"{section}.{field} was"):
+        changes_since(tmp_path, changed(0.1))

@@ -19,9 +19,10 @@ from orbax.checkpoint import v1 as ocp
 from rich.console import Console
 
 from perception_r1_jax.errors import UserError
+from perception_r1_jax.grpo.kl import has_kl
 from perception_r1_jax.host_memory import check_host_memory
+from perception_r1_jax.json_files import read_json
 from perception_r1_jax.models import ADAPTERS, LoraConfig, ModelConfig, Params, init_adapters, load_config
-from perception_r1_jax.report.workdir import read_json
 from perception_r1_jax.training.checkpoints import Checkpoints
 from perception_r1_jax.training.optimizer import make_optimizer
 from perception_r1_jax.training.run_record import RECORD, write_record
@@ -58,6 +59,9 @@ FIXED_BY_ADAPTERS = (
     "hashes.model",
 )
 """What a run that trains adapters, or would from now on, cannot change either: them, and the model they belong to."""
+
+FIXED_BY_REFERENCE = ("config.model.dtype", "hashes.policy")
+"""What a run with a KL term, or that would have one from now on, cannot change either: its reference policy."""
 
 
 @dataclasses.dataclass
@@ -168,8 +172,8 @@ def changes_since(workdir: Path, record: Mapping[str, Any]) -> dict[str, tuple[A
         field -> (then, now) for config fields and hashes that differ.
 
     Raises:
-        UserError: a field of `FIXED` differs, or one of `FIXED_BY_ADAPTERS`; the message names each with both values.
-            Or the file is damaged.
+        UserError: a field of `FIXED` differs, or one of `FIXED_BY_ADAPTERS` or `FIXED_BY_REFERENCE`; the message names
+            each with both values. Or the file is damaged.
     """
     before = read_json(workdir / RECORD)
     if not before:
@@ -180,7 +184,8 @@ def changes_since(workdir: Path, record: Mapping[str, Any]) -> dict[str, tuple[A
     )
     changed = {name: (then.get(name), now.get(name)) for name in sorted(then | now) if then.get(name) != now.get(name)}
     adapters = any(flat.get("config.lora.modules") for flat in (then, now))
-    fixed = FIXED + FIXED_BY_ADAPTERS if adapters else FIXED
+    reference = any(has_kl(ConfigDict(each["config"]["grpo"])) for each in (before, record) if "grpo" in each["config"])
+    fixed = dict.fromkeys(FIXED + FIXED_BY_ADAPTERS * adapters + FIXED_BY_REFERENCE * reference)
     refused = [f"{name} was {changed[name][0]!r} and is {changed[name][1]!r}" for name in fixed if name in changed]
     if refused:
         raise UserError(f"{workdir} holds another run: {'; '.join(refused)}. Set them back, or choose another workdir.")
