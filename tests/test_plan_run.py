@@ -21,9 +21,12 @@ from perception_r1_jax.inference.choices import Between
 from perception_r1_jax.models import abstract_params, count_params, flops, load_config, token_bytes
 from perception_r1_jax.models.published import PUBLISHED
 from perception_r1_jax.plan import resident, shapes
+from perception_r1_jax.plan.advice import advise
 from perception_r1_jax.plan.choosing import ChoiceCalls, choosing_programs
+from perception_r1_jax.plan.cost import Cost
+from perception_r1_jax.plan.measure import ACTIVATIONS, Measured
 from perception_r1_jax.plan.models import model_shapes
-from perception_r1_jax.plan.programs import CACHE, JUDGE, OPTIMIZER, PARAMETERS, bytes_by_kind, device_bytes
+from perception_r1_jax.plan.programs import CACHE, JUDGE, KINDS, OPTIMIZER, PARAMETERS, bytes_by_kind, device_bytes
 from perception_r1_jax.plan.resident import check_room, together
 from perception_r1_jax.plan.run import held_while_drawing, plan_run, run_programs, stored_params
 from perception_r1_jax.plan.serving import Calls, serving_programs
@@ -145,9 +148,7 @@ def test_a_micro_batch_has_the_shapes_that_the_loop_makes(updates):
         config=config, mesh=make_mesh(), add_log_probs=add_log_probs, state=types.SimpleNamespace(params=None)
     )
     batches, _ = make_train_batches(run, Groups([], rollout, scores, prompts))
-    cut = [
-        (batch, one) for batch in batches for one in cut_batch(batch.prompts, batch.mask, batch.mask.any(-1), config)
-    ]
+    cut = [(batch, one) for batch in batches for one in cut_batch(batch.prompts, batch.mask, config)]
     assert len(cut) == shapes.micro_batches(config) == 2
     for batch, one in cut:
         assert shape_of(one.take(batch)) == shape_of(shapes.micro_batch(config, tiny.CONFIG))
@@ -431,3 +432,22 @@ def test_useful_operations_of_pictures():
     expected = patches * (2 * (in_layers + embed + merger / 4) + 4 * vision.hidden_size * sum(keys))
     assert flops.vision_flops(vision, 3, 1) == expected
     assert flops.vision_flops(vision, 3, 5) == 5 * expected
+
+
+def advice_of(run, name="train/update"):
+    """The settings advised where a program does not fit beside all that stays."""
+    kinds = dict.fromkeys((*KINDS, ACTIVATIONS), 2**20)
+    measured = Measured(name, kinds, 2**20, "", Cost(1.0, 1.0, {}), 1.0, 1.0, ())
+    return [setting.text for setting in advise(run, measured)]
+
+
+def test_advice_names_only_what_the_config_and_the_devices_can_do():
+    """Adapters are not trained by muon, and weights are split no further than devices and key heads allow."""
+    assert any("muon" in text for text in advice_of(plan_of()))
+    assert not any("muon" in text for text in advice_of(plan_of(lora__modules=("q",))))
+    splits = "config.judge.weights_memory="
+    whole = plan_of()
+    assert whole.judging.mesh.shape["tensor"] == 1
+    assert any(text.startswith(splits) and "split over 2 devices" in text for text in advice_of(whole))
+    alone = plan_run(small_config(), Target("local", jax.devices()[:1], 2**30, None))
+    assert not any(text.startswith(splits) for text in advice_of(alone))

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from perception_r1_jax.inference import Engine
 from perception_r1_jax.plan.measure import ACTIVATIONS, Measured
 from perception_r1_jax.plan.programs import CACHE, JUDGE, OPTIMIZER, device_bytes
 from perception_r1_jax.plan.run import PlannedRun, held_while_drawing
@@ -35,7 +36,7 @@ def _of_state(run: PlannedRun, measured: Measured) -> Iterator[Setting]:
     if run.mesh.shape["data"] > 1:
         held = device_bytes((run.state.params, run.state.opt_state))
         yield Setting("config.mesh.data=1 and config.mesh.fsdp=-1", held - held // run.mesh.shape["data"])
-    if run.config.optimizer.name == "adamw" and moments:
+    if run.config.optimizer.name == "adamw" and not run.config.lora.modules and moments:
         yield Setting("config.optimizer.name=muon, with one moment for the layers' matrices", moments // 2)
     if run.config.optimizer.moments_dtype == "float32" and moments:
         yield Setting("config.optimizer.moments_dtype=bfloat16", moments // 2)
@@ -45,6 +46,7 @@ def _of_state(run: PlannedRun, measured: Measured) -> Iterator[Setting]:
         yield Setting("config.judge.weights_int8=True", judge // 2)
     if judge:
         yield Setting("a judge of half as many parameters (config.judge.path)", judge // 2)
+        yield from _split(run.judging, "judge", measured)
     if measured.bytes[OPTIMIZER]:
         split = device_bytes((run.state.params, run.state.opt_state))
         yield Setting(f"twice as many devices ({2 * devices})", split // 2)
@@ -110,8 +112,13 @@ def _of_serving(run: PlannedRun, measured: Measured, stage: str) -> Iterator[Set
             "" if run.config.rollout.cache_int8 else " (config.rollout.cache_int8=True halves what a token takes of it)"
         )
         yield Setting(f"config.rollout.cache_memory={share}{same}", cache - left)
-    ways = run.rollouts.mesh.shape["tensor"]
-    if ways < run.policy.num_kv_heads:
-        weights = device_bytes(served_params(run.rollouts))
+    yield from _split(run.rollouts, "rollout", measured)
+
+
+def _split(engine: Engine, section: str, measured: Measured) -> Iterator[Setting]:
+    """The weights that serve over twice as many devices, where these and the key heads can be dealt out so."""
+    ways = 2 * engine.mesh.shape["tensor"]
+    if engine.mesh.devices.size % ways == 0 and engine.config.num_kv_heads % ways == 0:
+        weights = device_bytes(served_params(engine))
         share = math.ceil(100 * weights / 2 / measured.memory) / 100
-        yield Setting(f"config.rollout.weights_memory={share}: split over {2 * ways} devices", weights // 2)
+        yield Setting(f"config.{section}.weights_memory={share}: split over {ways} devices", weights // 2)

@@ -15,7 +15,7 @@ from perception_r1_jax.inference import Engine, Sampling
 from perception_r1_jax.inference.call import without_pictures
 from perception_r1_jax.inference.generation import Generation, Moves
 from perception_r1_jax.inference.reshard import serving_shardings
-from perception_r1_jax.models import KeyValues, Params, Prefix, flops, prefill_prefix
+from perception_r1_jax.models import KeyValues, Params, Prefix, flops
 from perception_r1_jax.models.cache import AXES
 from perception_r1_jax.models.prefix import AXES as PREFIX_AXES
 from perception_r1_jax.plan.programs import CACHE, Held, Program, join
@@ -67,8 +67,10 @@ def prefix_shapes(engine: Engine, tokens: int) -> Prefix | None:
     """Shapes and shardings of a prefix of so many tokens; None for none."""
     if tokens == 0:
         return None
-    make = functools.partial(prefill_prefix, engine.config, dtype=engine.cache_dtype)
-    shapes = jax.eval_shape(make, engine.serving.shapes, jax.ShapeDtypeStruct((tokens,), jnp.int32))
+    model = engine.config
+    entry = jax.ShapeDtypeStruct((1, tokens, model.num_kv_heads, model.head_dim), engine.serving.dtype)
+    make = functools.partial(Prefix.of, dtype=engine.cache_dtype)
+    shapes = jax.eval_shape(make, [(entry, entry)] * model.num_layers)
     axes = jax.tree.map(lambda x: PREFIX_AXES[: x.ndim], shapes)
     return placed(shapes, tree_shardings(engine.mesh, axes, shapes))
 
