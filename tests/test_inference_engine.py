@@ -254,10 +254,11 @@ def test_prompts_are_run_once_each(prompts, monkeypatch):
     assert sorted(encoded) == sorted(run) == prompts.prompt_ids.tolist()
 
 
-def pictured_prompts(rng: np.random.Generator):
-    """Seven prompts of up to 40 tokens with 0 to 2 windows of pictures, of which the last one may be partly empty."""
-    pictures = rng.integers(0, 3, 7)
-    batch = tiny.prompt_batch(rng.integers(WINDOW_TOKENS * pictures + 2, 41), pictures, length=40)
+def pictured_prompts(rng: np.random.Generator, length: int = 40, windows: int = 2):
+    """Seven prompts of 0 or more windows of pictures, of which the last one may be partly empty."""
+    pictures = rng.integers(0, windows + 1, 7)
+    lengths = rng.integers(WINDOW_TOKENS * pictures + 2, length + 1)
+    batch = tiny.prompt_batch(lengths, pictures, length=length, windows=windows)
     for row in np.flatnonzero(pictures):
         missing = rng.integers(0, WINDOW_TOKENS)
         gone = batch.image_slots[row] >= WINDOW_TOKENS * pictures[row] - missing
@@ -268,17 +269,41 @@ def pictured_prompts(rng: np.random.Generator):
     return batch
 
 
+def test_a_step_reads_as_many_blocks_of_pages_as_are_in_use(prompts, plain, monkeypatch):
+    """Those of responses that have just begun lie in the first block; with their lengths more are read."""
+    read, tables = [], generation.Generation.tables
+
+    def watched(self, level):
+        read.append(tables(self, level))
+        return read[-1]
+
+    monkeypatch.setattr(generation.Generation, "tables", watched)
+    assert_same(make_engine(slots=2).generate(prompts, SAMPLES, SAMPLING, KEY), plain)
+    blocks = [int(each.page_blocks) for each in read]
+    in_use = [np.flatnonzero((each.owners < each.cells.shape[1]).any(0)) for each in read]
+    assert blocks[0] <= 1 < max(blocks)
+    for each, used, count in zip(read, in_use, blocks):
+        assert used.size == 0 or used.max() < count * each.page_block, "what is read holds all that is in use"
+        assert count <= -(-(2 * 30 // 4 + 2) // each.page_block)
+
+
 @pytest.mark.parametrize("fields", [{}, {"cache_int8": True, "devices": 4}])
-def test_nothing_is_compiled_after_the_first_batch(fields):
-    """Twenty batches of other pictures, lengths and limits in the same buckets."""
-    engine, prompts = new_engine(**fields, slots=8), pictured_prompts(np.random.default_rng(1))
-    compiled = []
-    engine.generate(prompts, SAMPLES, SAMPLING, KEY, on_progress=lambda _: compiled.append(engine.compilations))
+def test_nothing_is_compiled_after_the_first_batches(fields):
+    """Twenty batches of other pictures, lengths and limits, that come in two buckets by turns."""
+    engine, buckets = new_engine(**fields, slots=8), ((40, 2), (24, 1))
+    for bucket in buckets:
+        prompts, compiled = pictured_prompts(np.random.default_rng(1), *bucket), []
+
+        def look(_, seen=compiled):
+            seen.append(engine.compilations)
+
+        engine.generate(prompts, SAMPLES, SAMPLING, KEY, on_progress=look)
+        assert compiled[0] < compiled[-1] - 4
+        assert np.diff(compiled).max() <= 2, "who looks for a stop does not wait for all compilations"
     warm, rng, windows, partly = engine.compilations, np.random.default_rng(0), set(), 0
-    assert compiled[0] < warm - 4
-    assert np.diff(compiled).max() <= 2, "who looks for a stop does not wait for all compilations"
     for seed in range(20):
-        batch, limits = pictured_prompts(rng), rng.integers(1, 31, (7, SAMPLES)).astype(np.int32)
+        engine.load(tiny.params())
+        batch, limits = pictured_prompts(rng, *buckets[seed % 2]), rng.integers(1, 31, (7, SAMPLES)).astype(np.int32)
         windows |= {(batch.image_ids[row] >= 0).sum() for row in range(7)}
         partly += (batch.patch_valid.any(-1) & ~batch.patch_valid.all(-1)).sum()
         out = engine.generate(batch, SAMPLES, SAMPLING, jax.random.key(seed), limits=limits)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from perception_r1_jax.errors import UserError
+from perception_r1_jax.inference import reshard
 from perception_r1_jax.inference.reshard import Serving, serving_mesh
 from perception_r1_jax.models import VisionConfig, count_params
 from perception_r1_jax.sharding import make_mesh
@@ -37,6 +38,19 @@ SEVEN_B = dataclasses.replace(
 
 
 SEVEN_B_SERVING = Serving(SEVEN_B, jnp.dtype(jnp.bfloat16))
+
+
+def test_a_container_has_no_more_memory_than_it_may_take(monkeypatch, tmp_path):
+    new, old = tmp_path / "memory.max", tmp_path / "limit_in_bytes"
+    monkeypatch.setattr(reshard, "CONTAINER_LIMITS", (str(new), str(old)))
+    whole = reshard.host_memory()
+    assert whole > GIB
+    new.write_text("max\n")
+    old.write_text(f"{2**63 - 4096}\n")  # how version 1 says that there is none
+    assert reshard.host_memory() == whole
+    new.write_text(f"{GIB}\n")
+    assert reshard.host_memory() == GIB
+    assert reshard.device_memory(jax.devices()[0]) == GIB // jax.local_device_count()
 
 
 @pytest.mark.parametrize(("memory", "tensor"), [(80, 1), (40, 1), (32, 2), (16, 4)])

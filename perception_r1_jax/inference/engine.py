@@ -249,7 +249,7 @@ class Engine:
     @property
     def compilations(self) -> int:
         """Programs compiled so far. All that prompts of one shape need are compiled with the first of them."""
-        return self.programs.compilations
+        return self.programs.compilations + self.reshard._cache_size()
 
     def choice_levels(self, rows: int, length: int, between: Between, prefix_tokens: int = 0) -> tuple[int, ...]:
         """Numbers of rows that a call of `choose` with so many prompts of so many tokens has programs for.

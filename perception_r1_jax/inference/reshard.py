@@ -7,6 +7,7 @@ import functools
 import math
 import os
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -32,13 +33,23 @@ from perception_r1_jax.models import (
 )
 from perception_r1_jax.sharding import MESH_AXES, tree_shardings
 
+CONTAINER_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+"""Where Linux says how much memory the processes of a container may take, by the version of its control groups."""
+
 
 def device_memory(device: jax.Device) -> int:
     """Bytes of a device's memory; of the host's, shared out among its devices, where the device has none of its own."""
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:
         return stats["bytes_limit"]
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // jax.local_device_count()
+    return host_memory() // jax.local_device_count()
+
+
+def host_memory() -> int:
+    """Bytes of memory that this process may take: the host's, or those of its container."""
+    said = [Path(path).read_text().strip() for path in CONTAINER_LIMITS if Path(path).is_file()]
+    limits = [int(text) for text in said if text.isdecimal()]  # "max" is none
+    return min([os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), *limits])
 
 
 @dataclasses.dataclass(frozen=True)
