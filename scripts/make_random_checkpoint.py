@@ -17,7 +17,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from perception_r1_jax.errors import UserError
-from perception_r1_jax.processing.tokenizer import read_json
+from perception_r1_jax.json_files import read_json
 from perception_r1_jax.weights.convert import check_free
 from perception_r1_jax.weights.random_checkpoint import FAMILIES, write_random_checkpoint
 

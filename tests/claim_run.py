@@ -18,7 +18,7 @@ from perception_r1_jax.evaluation.compare import result_fields
 from perception_r1_jax.evaluation.files import Evaluated, items_file, write_evaluated
 from perception_r1_jax.evaluation.items import Item
 from perception_r1_jax.evaluation.summary import summarise
-from perception_r1_jax.weights.side_files import write_json
+from perception_r1_jax.json_files import write_json
 
 STEPS = 20
 FACT = "The length of AB is 7."

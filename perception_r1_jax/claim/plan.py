@@ -17,8 +17,8 @@ from perception_r1_jax.config import resolve
 from perception_r1_jax.data import load_problems
 from perception_r1_jax.errors import UserError
 from perception_r1_jax.evaluation.checker import FUNCTIONS, load_checker
-from perception_r1_jax.report.workdir import read_json
-from perception_r1_jax.training.run_record import hash_problems
+from perception_r1_jax.json_files import read_json
+from perception_r1_jax.training.run_record import RECORD, hash_problems
 
 NEW, BEGUN, FINISHED, RECORDED = "new", "begun", "finished", "recorded"
 
@@ -75,9 +75,9 @@ class PlannedRun:
 
     def progress(self) -> str:
         """NEW, BEGUN or FINISHED, by the working directory alone; raises as `state` does."""
-        if not (self.workdir / "run.json").is_file():
+        if not (self.workdir / RECORD).is_file():
             return NEW
-        self._check(self.workdir, read_json(self.workdir / "run.json"))
+        self._check(self.workdir, read_json(self.workdir / RECORD))
         return FINISHED if (self.workdir / "result.json").is_file() else BEGUN
 
     def _check(self, place: Path, made: Mapping[str, Any]) -> None:

@@ -17,11 +17,11 @@ from perception_r1_jax.evaluation.compare import result_fields
 from perception_r1_jax.evaluation.files import Evaluated, items_file, read_evaluated
 from perception_r1_jax.evaluation.grade import grade_again
 from perception_r1_jax.evaluation.summary import summarise
+from perception_r1_jax.json_files import read_json, write_json
 from perception_r1_jax.report.agreement import compare_judge
 from perception_r1_jax.report.checker import load_checker
 from perception_r1_jax.report.curves import draw_curves
-from perception_r1_jax.report.workdir import MissingData, Problems, Workdir, read_json
-from perception_r1_jax.weights.side_files import write_json
+from perception_r1_jax.report.workdir import MissingData, Problems, Workdir
 
 CURVES = {
     "Accuracy": {"reward/accuracy": "accuracy"},

@@ -14,8 +14,8 @@ from rich.console import Console
 from perception_r1_jax.claim.plan import BEGUN, FINISHED, NEW, RECORDED, PlannedRun, describe
 from perception_r1_jax.claim.record import Record, record_run
 from perception_r1_jax.errors import UserError
+from perception_r1_jax.json_files import read_json
 from perception_r1_jax.report.wording import duration, p_value, percent
-from perception_r1_jax.report.workdir import read_json
 from perception_r1_jax.training.lock import lock_folder
 from perception_r1_jax.training.stopping import StopRequest
 

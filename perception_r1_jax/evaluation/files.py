@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from perception_r1_jax.evaluation.items import Item, read_items
 from perception_r1_jax.evaluation.summary import Summary
-from perception_r1_jax.weights.side_files import write_json
+from perception_r1_jax.json_files import write_json
 
 
 class Evaluated(NamedTuple):

@@ -25,7 +25,8 @@ from typing import Any
 import jinja2
 
 from perception_r1_jax.errors import UserError
-from perception_r1_jax.processing.tokenizer import PIECES_FILE, leading_space, plain_encoder, read_json
+from perception_r1_jax.json_files import read_json
+from perception_r1_jax.processing.tokenizer import PIECES_FILE, leading_space, plain_encoder
 
 _PLACEHOLDER = re.compile("\ue000([0-9]+)\ue001")
 

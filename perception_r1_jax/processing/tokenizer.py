@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import tokenizers
 
 from perception_r1_jax.errors import UserError
+from perception_r1_jax.json_files import read_json
 from perception_r1_jax.models import ModelConfig
 from perception_r1_jax.processing.pieces import PieceTokenizer, read_pieces
 
@@ -25,19 +25,6 @@ VISION_TOKENS = {
 
 PIECES_FILE = "tokenizer.model"
 """The file of a SentencePiece tokenizer; where it is, it says what the tokenizer is."""
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, empty where the file is absent. Raises `ValueError` naming one that holds none."""
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: a {type(content).__name__}, not a JSON object.")
-    return content
 
 
 def load_tokenizer(directory: Path, vocab_size: int) -> Any:

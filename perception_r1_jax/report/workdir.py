@@ -10,8 +10,9 @@ from typing import Any
 
 from perception_r1_jax.data import load_problems
 from perception_r1_jax.errors import UserError
+from perception_r1_jax.json_files import read_json
 from perception_r1_jax.records import Problem
-from perception_r1_jax.training.run_record import hash_problems
+from perception_r1_jax.training.run_record import RECORD, hash_problems
 
 
 class MissingData(Exception):
@@ -78,7 +79,7 @@ class Workdir:
         Raises:
             UserError: there is no `run.json`, so this is no working directory, or it cannot be read.
         """
-        record = read_json(path / "run.json")
+        record = read_json(path / RECORD)
         if not isinstance(record.get("config"), dict):
             raise UserError(f"{path} has no run.json with a config: give the working directory of a run.")
         return cls(
@@ -99,21 +100,6 @@ class Workdir:
     def broken(self) -> dict[str, list[int]]:
         """File -> numbers of the lines that could not be read, of the files gone through so far."""
         return {file.path.name: file.broken for file in (self.metrics, self.samples) if file.broken}
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file of a run; empty where there is none.
-
-    Raises:
-        UserError: the file is no JSON.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is no JSON ({error}). Repair or remove the file.") from error
-    return content if isinstance(content, dict) else {}
 
 
 @dataclasses.dataclass(frozen=True)

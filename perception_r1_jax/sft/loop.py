@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from perception_r1_jax.json_files import write_json
 from perception_r1_jax.records import PackedBatch
 from perception_r1_jax.sft.setup import SftRun
 from perception_r1_jax.sharding import put_batch
@@ -16,7 +17,6 @@ from perception_r1_jax.training.progress import progress_bar
 from perception_r1_jax.training.run_record import peak_bytes_of, peak_rss_bytes
 from perception_r1_jax.training.stopping import StopRequest
 from perception_r1_jax.training.timing import Clock
-from perception_r1_jax.weights.side_files import write_json
 
 LINE = {
     "loss": "train/loss",

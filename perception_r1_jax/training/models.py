@@ -9,11 +9,11 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from perception_r1_jax.errors import UserError
+from perception_r1_jax.json_files import read_json, write_json
 from perception_r1_jax.models import load_config
-from perception_r1_jax.report.workdir import read_json
 from perception_r1_jax.weights import convert_huggingface, locate_model
 from perception_r1_jax.weights.random_checkpoint import write_random_checkpoint
-from perception_r1_jax.weights.side_files import CONFIG_FILE, SIDE_FILES, TOKENIZER_FILES, copy_whole, write_json
+from perception_r1_jax.weights.side_files import CONFIG_FILE, SIDE_FILES, TOKENIZER_FILES, copy_whole
 
 RANDOM = "random"
 RANDOM_SCALE = 12.0

@@ -15,10 +15,10 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from perception_r1_jax.json_files import write_json
 from perception_r1_jax.records import Conversation, ImageSource, Problem
 from perception_r1_jax.training.metrics import finite
 from perception_r1_jax.weights import model_files
-from perception_r1_jax.weights.side_files import write_json
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy", "math-verify")
 EDGE_BYTES = 1 << 16

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from perception_r1_jax.processing.tokenizer import read_json
+from perception_r1_jax.json_files import read_json
 from perception_r1_jax.weights.safetensors_io import CheckpointError, StoredTensor
 from perception_r1_jax.weights.side_files import CONFIG_FILE
 

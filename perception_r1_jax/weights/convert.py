@@ -18,6 +18,7 @@ from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
 from perception_r1_jax.errors import UserError
+from perception_r1_jax.json_files import write_json
 from perception_r1_jax.models import ModelConfig, load_config
 from perception_r1_jax.sharding import make_mesh
 from perception_r1_jax.weights.load import PARAMS, load_parameter, load_params, locate_model, stored_params
@@ -28,7 +29,6 @@ from perception_r1_jax.weights.side_files import (
     copy_side_files,
     publish_preprocessor,
     published_config,
-    write_json,
 )
 
 MAX_SHARD_BYTES = 5 * 10**9

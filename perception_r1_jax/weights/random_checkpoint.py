@@ -16,8 +16,9 @@ import numpy as np
 
 from perception_r1_jax.assets import SMALL_TOKENIZER
 from perception_r1_jax.errors import UserError
+from perception_r1_jax.json_files import read_json, write_json
 from perception_r1_jax.models import ModelConfig, load_config
-from perception_r1_jax.processing.tokenizer import PIECES_FILE, load_tokenizer, read_json
+from perception_r1_jax.processing.tokenizer import PIECES_FILE, load_tokenizer
 from perception_r1_jax.weights.names import HfTensor, hf_tensors, nested_name
 from perception_r1_jax.weights.safetensors_io import write_shards
 from perception_r1_jax.weights.side_files import (
@@ -25,7 +26,6 @@ from perception_r1_jax.weights.side_files import (
     GENERATION_FILE,
     PREPROCESSOR_FILE,
     copy_side_files,
-    write_json,
 )
 
 INITIALIZER_RANGE = 0.02

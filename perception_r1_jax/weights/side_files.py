@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from perception_r1_jax.json_files import write_json
+
 CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
 PREPROCESSOR_FILE = "preprocessor_config.json"
@@ -55,13 +57,6 @@ def publish_preprocessor(directory: Path) -> None:
         content |= {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
     write_json(directory / PREPROCESSOR_FILE, content)
     path.unlink()
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes indented JSON with a line end, as the published files have it: whole, in the place of an older file."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(temporary, path)
 
 
 def published_config(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
