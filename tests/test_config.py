@@ -69,6 +69,10 @@ def set_field(config: ConfigDict, field: str, value) -> None:
     config.update_from_flattened_dict({field: value})
 
 
+def test_a_failed_judgement_drops_its_sample_unless_the_config_says_otherwise():
+    assert default_config().judge.on_failure == "drop_sample"
+
+
 def test_there_are_config_files():
     assert {"debug.py", "perception_r1_3b.py", "perception_r1_7b.py"} <= set(FILES)
 

@@ -99,6 +99,7 @@ def test_who_waits_may_give_up_at_once():
     assert "judge" not in [thread.name for thread in threading.enumerate()]
 
 
+VLLM_TOO_LONG = {"error": {"message": "This model's maximum context length is 512 tokens.", "code": 400}}
 BIG = b'{"choices": [{"message": {"content": "' + b"1" * 10_000_000 + b'"}}]}'
 
 FAULTS = [
@@ -109,6 +110,7 @@ FAULTS = [
     (lambda call: call.send(401, b"who are you?"), "http_401", 0, 1),
     (lambda call: call.send(302, b"", Location="http://127.0.0.1/"), "http_302", 0, 1),
     (lambda call: call.send(400, json.dumps(error_body("", "context_length_exceeded")).encode()), "too_long", 0, 1),
+    (lambda call: call.send(400, json.dumps(VLLM_TOO_LONG).encode()), "too_long", 0, 1),
     (lambda call: call.send(400, json.dumps(error_body("", "too_many_annotations")).encode()), "too_many", 0, 1),
     (lambda call: call.send(400, json.dumps(error_body("", ["a list"])).encode()), "http_400", 0, 1),
     (lambda call: call.hang(5), "timeout", 0, 3),

@@ -42,9 +42,10 @@ class Kept(Generic[Key, Value]):
 class CachedJudge(AnyJudge):
     """Asks a judge about each pair of annotations and response once, or of pictures with their question and response.
 
-    A judgement does not depend on what is judged beside it, so what is kept changes no result. Failures are not kept:
-    the next call asks again. Pairs are known by their SHA-256, so that a kept judgement takes some hundred bytes,
-    however long the response.
+    A judgement does not depend on what is judged beside it but for rounding, so what is kept changes no more than that.
+    A run that was stopped begins with nothing kept: where two verdicts are equally likely, or rewards are
+    probabilities, it may differ in last bits from one that was not. Failures are not kept: the next call asks again.
+    Pairs are known by their SHA-256, so that a kept judgement takes some hundred bytes, however long the response.
 
     Args:
         judge: is asked.

@@ -31,8 +31,9 @@ def _unseen_between(word: str) -> str:
 # tokenizers make them narrow. The bounds keep the search linear.
 _MARKUP = re.compile(
     rf"[<＜﹤](?={_GAP}/?{_GAP}{_unseen_between('info')}{_GAP}[\d>＞﹥]|[|｜][\w\u2581.\-]{{1,64}}[|｜]>|</?SYS>>"
-    r"|/?(?:s|unk|pad|bos|eos|start_of_turn|end_of_turn|tool_call|tool_response)>)"
-    r"|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|gMASK)\])",
+    r"|/?(?:s|unk|pad|bos|eos|start_of_turn|end_of_turn|tool_call|tool_response)>"
+    r"|(?:start_of_image|end_of_image|image_soft_token)>)"
+    r"|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|THINK|IMG|IMG_BREAK|IMG_END|gMASK)\])",
     re.IGNORECASE,
 )
 _HARMLESS = {"[": "\u2045"}  # a bracket with a quill; "<" in any width becomes a single guillemet

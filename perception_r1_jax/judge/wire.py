@@ -24,6 +24,9 @@ ERROR_CODES = {
 }
 """`error.code` of an answer that is an error -> status of the judgement. The first is OpenAI's, the others are ours."""
 
+LENGTH_MESSAGE = "maximum context length"
+"""What vLLM's message has, and OpenAI's, where a prompt is too long."""
+
 MESSAGE_CHARACTERS = 200
 """Of an error's message that are kept, for a line in the log."""
 
@@ -77,11 +80,15 @@ def read_models(content: bytes) -> list[str]:
 
 
 def read_error_status(content: bytes) -> str | None:
-    """The status that an error's code stands for; None where it has none of `ERROR_CODES`. Never raises."""
+    """The status that an error's code stands for; None where it has none of `ERROR_CODES`. Never raises.
+
+    vLLM gives numbers of HTTP for codes: there the message tells that a prompt is too long.
+    """
     try:
-        return ERROR_CODES.get(_read_json(content)["error"]["code"])
+        status = ERROR_CODES.get(_read_json(content)["error"]["code"])
     except (Garbled, LookupError, TypeError):
         return None
+    return status or (TOO_LONG if LENGTH_MESSAGE in read_error_message(content) else None)
 
 
 def read_error_message(content: bytes) -> str:
