@@ -38,11 +38,14 @@ from benchmarks.judge_requests import (
 )
 from benchmarks.measure import Case
 from benchmarks.rollout import KEY, MIB, load_peer
+from perception_r1_jax.assets import MINI_JUDGE, MINI_JUDGE_PROMPT
+from perception_r1_jax.data.geometry_world.conversations import judge_case
 from perception_r1_jax.inference import Engine, Generated, Sampling
 from perception_r1_jax.inference.choosing import Chosen
-from perception_r1_jax.judge.on_mesh import Judge
+from perception_r1_jax.judge.on_mesh import Judge, load_judge
 from perception_r1_jax.models import Prefix, embed_prompts, prefill
 from perception_r1_jax.records import Prompt
+from perception_r1_jax.sharding import make_mesh
 
 REQUESTS, QUICK_REQUESTS = 256, 3
 PART = 64
@@ -100,6 +103,21 @@ def parts(folder: Path, quick: bool, count: int) -> list[Case]:
         measure.compare("model_calls", "a request", steps_chosen(setup.first(1)), written, less_is_better=True),
         measure.compare("prefix_bytes", "MiB", once, in_each, less_is_better=True),
     ]
+
+
+def modes(folder: Path, quick: bool, count: int) -> list[Case]:
+    """The embedded judge, which writes notes before its verdicts: where both modes say the same of a request.
+
+    The share is of the requests whose free answer is well-formed.
+    """
+    mesh, written = make_mesh(devices=jax.devices()[:1]), 256
+    settings = {"max_prompt_tokens": 160, "max_new_tokens": written, "batch_size": 32}
+    load = functools.partial(load_judge, MINI_JUDGE, mesh, prompt=MINI_JUDGE_PROMPT, dtype=np.float32, **settings)
+    cases = [judge_case(index, "test") for index in range(count)]
+    free, chosen = load(mode="free").judge(cases), load(mode="constrained", max_thought_tokens=written).judge(cases)
+    formed = [one.verdicts == other.verdicts for one, other in zip(free, chosen) if not one.failed]
+    print(f"  requests whose free answer is well-formed: {len(formed)} of {count}", flush=True)
+    return [measure.compare("modes_agree", "share", statistics.mean(formed))]
 
 
 def time_sides(setup: Setup, sides: Mapping[str, Side], sizes: Mapping[str, int], rounds: int) -> list[Case]:
@@ -160,9 +178,10 @@ def generate(peer: Any, setup: Setup) -> Callable[[], object]:
 
 
 def behind_cache(peer: Any, setup: Setup) -> Callable[[], object]:
-    """The peer's answers behind a cache of the instruction, made once for each batch by hand."""
-    inputs, shared = list(map(peer.inputs, in_batches(setup.prompts))), len(setup.judge.prefix_tokens)
-    return lambda: [peer.generate_behind(batch, shared, ANSWER_TOKENS) for batch in inputs]
+    """The peer's answers behind a cache of the instruction, made once by hand and copied for each batch."""
+    inputs = list(map(peer.inputs, in_batches(setup.prompts)))
+    prefix = peer.prefix(inputs[0], len(setup.judge.prefix_tokens))
+    return lambda: [peer.generate_behind(batch, prefix, ANSWER_TOKENS) for batch in inputs]
 
 
 def free_text(prefix: Prefix | None, setup: Setup) -> Callable[[], list[Generated]]:
@@ -205,6 +224,7 @@ WORKLOADS: Mapping[str, Callable[[Path, bool, int], list[Case]]] = {
     "requests": requests,
     "vllm": vllm,
     "parts": parts,
+    "modes": modes,
     "large": judge_large.large,
 }
 

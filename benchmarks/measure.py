@@ -62,13 +62,14 @@ def interleave(
     clock: Callable[[], float] = time.perf_counter,
     warm: Mapping[str, Callable[[], object]] | None = None,
 ) -> dict[str, list[float]]:
-    """Seconds of each run of each side, which are printed too.
+    """Seconds of each run of each side, which are printed as they come.
 
     Every side is warmed up once, which is not timed: by a whole run, or by what `warm` has for it. Then they take
     turns, every second round in reverse order, so that a machine that becomes slower, and what one side leaves in the
     caches, hit all alike.
     """
-    for run in (warm or sides).values():
+    for name, run in (warm or sides).items():
+        print(f"  {name:18} warms up", flush=True)
         run()
     seconds = {name: [] for name in sides}
     for turn in range(rounds):
@@ -76,8 +77,7 @@ def interleave(
             start = clock()
             sides[name]()
             seconds[name].append(clock() - start)
-    for name, times in seconds.items():
-        print(f"  {name:18} {' '.join(f'{x:.2f}' for x in times)} s", flush=True)
+            print(f"  {name:18} {seconds[name][-1]:9.2f} s   round {turn + 1} of {rounds}", flush=True)
     return seconds
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
+from transformers import DynamicCache
 
 from perception_r1_jax.processing import Processor
 from perception_r1_jax.records import Prompt
@@ -78,11 +80,16 @@ class Peer:
         return self.generate(texts, samples, new_tokens, temperature, past_key_values=cache)
 
     @torch.inference_mode()
-    def generate_behind(
-        self, inputs: dict[str, torch.Tensor], shared: int, new_tokens: int, temperature: float = 1.0
-    ) -> np.ndarray:
-        """As `generate` with texts of one length that begin with the same `shared` tokens: these are prefilled once."""
+    def prefix(self, inputs: dict[str, torch.Tensor], shared: int) -> DynamicCache:
+        """The cache of the first `shared` tokens, which all of these texts begin with."""
         before = {name: x[:1, :shared] for name, x in inputs.items()}
-        cache = self.model(**before, use_cache=True, logits_to_keep=1).past_key_values
+        return self.model(**before, use_cache=True, logits_to_keep=1).past_key_values
+
+    @torch.inference_mode()
+    def generate_behind(
+        self, inputs: dict[str, torch.Tensor], prefix: DynamicCache, new_tokens: int, temperature: float = 1.0
+    ) -> np.ndarray:
+        """As `generate` with texts of one length that begin with what `prefix` has, which stays as it is."""
+        cache = copy.deepcopy(prefix)
         cache.batch_repeat_interleave(len(inputs["input_ids"]))
         return self.generate(inputs, 1, new_tokens, temperature, past_key_values=cache)

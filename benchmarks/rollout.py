@@ -45,6 +45,8 @@ def group(folder: Path, quick: bool) -> list[Case]:
     ours = our_side(model, batch, samples, new_tokens)
     stats = ours()
     memory = measure.compare("peak_memory", "MiB", peak_rss_bytes() / MIB)  # before the peer is there
+    rounds = 1 if quick else 3
+    vllm = beside_vllm(model, prompts, samples, new_tokens, ours, rounds)  # first: an environment may be broken
     peer = load_peer(model)
     sides = {"ours": ours}
     if peer:
@@ -55,12 +57,11 @@ def group(folder: Path, quick: bool) -> list[Case]:
             "picture_per_sample": lambda: peer.generate(copies, 1, new_tokens),
             "shared_by_hand": lambda: peer.generate_shared(inputs, samples, new_tokens),
         }
-    rounds = 1 if quick else 3
     seconds = measure.interleave(sides, rounds)
     responses = functools.partial(measure.throughput, unit="responses/s", work=count * samples)
     speed = [responses(name, ours=seconds["ours"], peer=seconds[name]) for name in sides if name != "ours"]
     speed = speed or [responses("group", ours=seconds["ours"])]
-    if vllm := beside_vllm(model, prompts, samples, new_tokens, ours, rounds):
+    if vllm:
         speed.append(responses("vllm_many", **vllm))
     naive = batch.tokens.size * samples * token_bytes(model.config, np.float32)  # each response with its prompt
     kept = measure.compare("prompt_bytes", "MiB", stats.prompt_bytes / MIB, naive / MIB, less_is_better=True)
@@ -73,6 +74,7 @@ def plain(folder: Path, quick: bool) -> list[Case]:
     model = shape.load_model(folder, shape.STANDARD)
     prompts = workload.text_prompts(model.processor, np.linspace(8, 64, count, dtype=int))
     ours, rounds = our_side(model, workload.pack(model.processor, prompts), 1, new_tokens), 1 if quick else 5
+    vllm = beside_vllm(model, prompts, 1, new_tokens, ours, rounds)
     sides = {"ours": ours}
     if peer := load_peer(model):
         inputs = peer.inputs(prompts)
@@ -80,7 +82,7 @@ def plain(folder: Path, quick: bool) -> list[Case]:
     seconds = measure.interleave(sides, rounds)
     tokens = functools.partial(measure.throughput, unit="tokens/s", work=count * new_tokens)
     speed = [tokens("plain", ours=seconds["ours"], peer=seconds.get("peer"))]
-    if vllm := beside_vllm(model, prompts, 1, new_tokens, ours, rounds):
+    if vllm:
         speed.append(tokens("vllm_decode", **vllm))
     return speed
 

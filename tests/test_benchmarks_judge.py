@@ -55,7 +55,7 @@ def test_all_sides_write_the_same(setup):
     peer, cold, new_tokens = load_peer(setup.model), 1e-4, 5
     inputs = peer.inputs(setup.prompts)
     whole = peer.generate(inputs, 1, new_tokens, cold)
-    np.testing.assert_array_equal(peer.generate_behind(inputs, 1300, new_tokens, cold), whole)
+    np.testing.assert_array_equal(peer.generate_behind(inputs, peer.prefix(inputs, 1300), new_tokens, cold), whole)
     prefix = setup.engine.prefix(setup.judge.prefix_tokens)
     (ours,) = bench.free_text(prefix, setup)()
     np.testing.assert_array_equal(ours.tokens[:, 0, :new_tokens], whole)
@@ -78,6 +78,13 @@ def test_quick_runs_write_the_documented_list(checkpoints, tmp_path, capsys, nam
         assert 2 <= cases["prefix_bytes"]["ratio"] < 2.2, "of two requests, whose prompts are padded"
         assert cases["prefix_bytes"]["ours"] == pytest.approx(1300 * LAYERS * 2 * 2 * 64 * 4 / 2**20)
     assert all(name in capsys.readouterr().out for name in ("cores",))
+
+
+def test_both_modes_of_the_embedded_judge_are_compared(checkpoints, tmp_path):
+    out = tmp_path / "out.json"
+    bench.main(["--requests", "2", "--only", "modes", "--json", str(out), "--checkpoints", str(checkpoints)])
+    (case,) = json.loads(out.read_text())
+    assert (case["case"], case["ours"], case["peer"], case["unit"]) == ("modes_agree", 1.0, None, "share")
 
 
 def test_the_large_judge_is_timed_in_both_dtypes_and_not_on_a_cpu(checkpoints, tmp_path, capsys):
