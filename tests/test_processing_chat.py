@@ -96,7 +96,7 @@ def test_absent_and_broken_templates_are_named(tmp_path, tokenizer):
     with pytest.raises(FileNotFoundError, match=f"no chat template: .* in {tmp_path}"):
         read_chat_template([tmp_path])
     (tmp_path / "chat_template.json").write_text("{")
-    with pytest.raises(ValueError, match=r"chat_template.json is not valid JSON"):
+    with pytest.raises(ValueError, match=r"chat_template.json is no JSON"):
         read_chat_template([tmp_path])
     for template in ("{% if %}", "{{ raise_exception('no') }}", "{{ messages[0].content.pop() }}"):
         with pytest.raises(ValueError, match="template of here cannot be rendered"):

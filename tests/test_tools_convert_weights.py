@@ -85,7 +85,7 @@ def test_a_random_checkpoint_is_made(tmp_path):
     ("options", "status", "message"),
     [
         (["--tokenizer", "absent"], 1, "error: absent has no tokenizer_config.json: give the directory of the"),
-        (["--config_overrides", "broken.json"], 2, "--config_overrides: broken.json is not valid JSON: Expecting"),
+        (["--config_overrides", "broken.json"], 2, "--config_overrides: broken.json is no JSON (Expecting"),
         (["--config_overrides", "odd.json"], 1, "error: config: num_attention_heads 4 is no multiple of"),
         (["--out", "taken"], 1, "error: taken is taken: choose a new or empty directory to write to."),
     ],

@@ -208,7 +208,7 @@ def test_a_judge_on_the_mesh_judges_full_batches_between_stretches_and_the_score
     monkeypatch.setattr(loop, "roll_out", drawing)
     for streaming in (True, False):
         now = happened.setdefault(streaming, [])
-        fields = {"steps": 1, "judge.streaming": streaming, "judge.batch_size": 3}
+        fields = {"steps": 1, "judge.streaming": streaming, "judge.batch_size": 1}
         train(config_for(**fields), tmp_path / str(streaming))
     assert len(samples_of(tmp_path / "True")) == 4
     assert samples_of(tmp_path / "True") == samples_of(tmp_path / "False")
