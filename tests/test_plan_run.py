@@ -236,15 +236,26 @@ def test_what_lies_beside_a_program_is_counted_with_it():
 
 
 def test_a_judge_that_waits_for_the_rollout_has_its_room():
-    def held(streaming):
-        programs, _ = run_programs(plan_of(judge__streaming=streaming))
-        return next(bytes_by_kind(program.held) for program in programs if program.name == "judge/choose 1")
+    """But for the weights, where the step may draw again."""
 
-    run, together, apart = plan_of(), held(True), held(False)
+    def held(**fields):
+        run = plan_of(**fields)
+        programs, _ = run_programs(run)
+        judging = next(bytes_by_kind(program.held) for program in programs if program.name == "judge/choose 1")
+        return judging, [*together(run).values()][-1]
+
+    (beside, _), (apart, parts) = held(judge__streaming=True), held(judge__streaming=False)
+    run = plan_of()
     rollout = bytes_by_kind(held_while_drawing(run))
     assert rollout[PARAMETERS] == 4 * count_params(run.policy)
     assert rollout[CACHE] > 0
-    assert {kind: together[kind] - apart[kind] for kind in together} == rollout
+    assert {kind: beside[kind] - apart[kind] for kind in beside} == rollout
+    drawing_again, its_parts = held(judge__streaming=False, rollout__max_rounds=2)
+    assert {kind: drawing_again[kind] - apart[kind] for kind in apart} == {
+        **dict.fromkeys(rollout, 0),
+        PARAMETERS: rollout[PARAMETERS],
+    }
+    assert sum(its_parts.values()) - sum(parts.values()) == rollout[PARAMETERS]
 
 
 def test_what_lies_together_is_what_the_programs_hold():

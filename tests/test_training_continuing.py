@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+from unittest import mock
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 
 from perception_r1_jax.config import default_config
 from perception_r1_jax.errors import UserError
+from perception_r1_jax.inference import Engine
 from perception_r1_jax.training import loop, setup
 from perception_r1_jax.training.continuing import changes_since
 from perception_r1_jax.training.run_record import make_record, write_record
@@ -110,9 +112,11 @@ def test_dynamic_sampling_carries_groups_over_and_continues_bit_for_bit(tmp_path
         "judge.path": "",
         "grpo.importance_cap": 2.0,
     }
-    train(small_config(**fields), tmp_path / "whole")
+    with mock.patch.object(Engine, "load", autospec=True, side_effect=Engine.load) as load:
+        train(small_config(**fields), tmp_path / "whole")
     whole = lines(tmp_path / "whole/metrics.jsonl")
     assert max(line["rollout/rounds"] for line in whole) > 1
+    assert load.call_count == len(whole), "the weights that serve are made once a step, however often it draws"
     assert [line["rollout/carried_in"] for line in whole] == [0, *(line["rollout/carried_out"] for line in whole[:-1])]
     carrying = [line["step"] for line in whole[:-1] if line["rollout/carried_out"]]
     assert carrying

@@ -136,8 +136,13 @@ class Engine:
         """Lets go of the parameters, so that their room is free."""
         self._params = None
 
-    def _loaded(self) -> Params:
-        if self._params is None:
+    @property
+    def loaded(self) -> bool:
+        """Whether it has parameters."""
+        return self._params is not None
+
+    def _given(self) -> Params:
+        if not self.loaded:
             raise RuntimeError("the engine has no parameters; `load` them first.")
         return self._params
 
@@ -189,7 +194,7 @@ class Engine:
         Raises:
             UserError: not even one response has room in the cache.
         """
-        params = self._loaded()
+        params = self._given()
         if prefix and sampling.repetition_penalty != 1:
             raise ValueError("a repetition penalty counts all tokens of a prompt; give whole prompts, no prefix.")
         shared = prefix.length if prefix else 0
@@ -217,7 +222,7 @@ class Engine:
         """Computes the text that many prompts begin with, once for all calls of `generate` and `choose`."""
         with jax.set_mesh(self.mesh):
             tokens = jax.device_put(np.asarray(tokens, np.int32), replicated(self.mesh))
-            return self.programs.prefix(self._loaded(), tokens)
+            return self.programs.prefix(self._given(), tokens)
 
     def choose(
         self,
@@ -243,7 +248,7 @@ class Engine:
         known = Between.of(between)
         levels = self.choice_levels(*prompts.tokens.shape, known, prefix.length if prefix else 0)
         with jax.set_mesh(self.mesh):
-            choosing = Choosing(self.programs, self._loaded(), self.mesh, known, choice_ids)
+            choosing = Choosing(self.programs, self._given(), self.mesh, known, choice_ids)
             return choosing.run(prompts, counts, prefix, levels)
 
     @property

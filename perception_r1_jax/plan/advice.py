@@ -101,8 +101,11 @@ def _of_serving(run: PlannedRun, measured: Measured, stage: str) -> Iterator[Set
         if fewer and cache:
             yield Setting(f"config.judge.batch_size={fewer}", 0)
         if run.config.judge.streaming:
-            rollout = device_bytes(held_while_drawing(run))
-            yield Setting("config.judge.streaming=False: the rollout's weights and cache are gone by then", rollout)
+            several = run.config.rollout.max_rounds > 1  # then the weights stay for the next draw
+            gone = "cache is" if several else "weights and cache are"
+            held = held_while_drawing(run)
+            frees = device_bytes(held.get(CACHE) if several else held)
+            yield Setting(f"config.judge.streaming=False: the rollout's {gone} gone by then", frees)
         return
     if cache:
         over = max(measured.total - measured.memory, 0)

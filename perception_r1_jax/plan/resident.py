@@ -81,14 +81,16 @@ def together(run: PlannedRun) -> dict[str, dict[str, int]]:
     """Bytes of a device by part, for each time at which other parts lie there."""
     state = {POLICY: device_bytes((run.state.params, run.reference)), OPTIMIZER: device_bytes(run.state.opt_state)}
     cache = device_bytes(held_while_drawing(run).get(CACHE))
-    drawing = {**state, ROLLOUTS: device_bytes(served_params(run.rollouts)), ROLLOUT_CACHE: cache}
+    copy = {ROLLOUTS: device_bytes(served_params(run.rollouts))}
+    drawing = {**state, **copy, ROLLOUT_CACHE: cache}
     if run.judging is None:
         return {"while responses are drawn": drawing}
     waiting = {JUDGE: device_bytes(kept_of_judge(run))}
     judging = {JUDGE: device_bytes(served_params(run.judging)), JUDGE_CACHE: _judge_cache(run)}
     if run.config.judge.streaming:
         return {"while responses are drawn and judged": {**drawing, **judging}}
-    return {"while responses are drawn": {**drawing, **waiting}, "while they are judged": {**state, **judging}}
+    kept = copy if run.config.rollout.max_rounds > 1 else {}  # for the step's next draw
+    return {"while responses are drawn": {**drawing, **waiting}, "while they are judged": {**state, **kept, **judging}}
 
 
 def _judge_cache(run: PlannedRun) -> int:

@@ -180,6 +180,13 @@ def held_while_drawing(run: PlannedRun) -> Held:
     return {}
 
 
+def held_while_judging(run: PlannedRun) -> Held:
+    """What of this stays there while the judge judges: all of it where that streams, or the weights for a next draw."""
+    if run.config.judge.streaming:
+        return held_while_drawing(run)
+    return {PARAMETERS: served_params(run.rollouts)} if run.config.rollout.max_rounds > 1 else {}
+
+
 def drawing_calls(run: PlannedRun) -> list[Calls]:
     """How the policy is asked, at the config's limits: by the rollouts and, where there is one, by the evaluation."""
     return [_rollout_calls(run), *([_evaluation_calls(run)] if run.config.evaluation.split else [])]
@@ -218,7 +225,7 @@ def judge_calls(run: PlannedRun) -> list[Calls | ChoiceCalls]:
     judge, prefix = run.config.judge, shapes.judge_prefix_tokens(run.config)
     windows = bucket_size(run.config.rollout.window_buckets[-1], smallest=4) if judge.sees else 0
     length, thoughts = judge.max_prompt_tokens - prefix, judge.max_thought_tokens
-    beside = join({**_kept(run), JUDGE: None}, held_while_drawing(run) if judge.streaming else {})
+    beside = join({**_kept(run), JUDGE: None}, held_while_judging(run))
     written = Calls(
         name="judge",
         engine=run.judging,

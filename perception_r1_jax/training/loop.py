@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -89,7 +90,8 @@ def take_steps(run: Run, stop: StopRequest) -> bool:
             clock, position = Clock(), run.batches.get_state()
             draw = functools.partial(draw_groups, run, step, jax.random.fold_in(key, step), pool, clock, stop)
             try:
-                filled = fill_batch(draw, run.carried, config.rollout.prompts_per_step, config.rollout.max_rounds)
+                with serving_copy_let_go(run):
+                    filled = fill_batch(draw, run.carried, config.rollout.prompts_per_step, config.rollout.max_rounds)
             except Stopped:
                 run.batches.set_state(position)
                 return _stop_after(run, step - 1, metrics)
@@ -146,6 +148,15 @@ def _write_result(run: Run) -> dict[str, Any]:
     seconds += sum(evaluated.summary.seconds for evaluated in (before, after) if evaluated)
     peak = peak_bytes_of(lines)
     return write_result(run.workdir, result_fields(before, after), rewards=rewards, seconds=seconds, peak_bytes=peak)
+
+
+@contextlib.contextmanager
+def serving_copy_let_go(run: Run) -> Iterator[None]:
+    """What draws within it may leave its copy of the weights loaded, for the next draw; at the end the copy goes."""
+    try:
+        yield
+    finally:
+        run.engine.unload()  # makes room for the update, or for saving
 
 
 def draw_groups(
@@ -209,11 +220,11 @@ def take_rollout(
         run.console.print(f"step {step} replays the rollout in {run.replays[step]}")
         stream.add(range(len(names)), rollout.texts)
     else:
-        run.engine.load(run.state.params)
-        try:
-            rollout = roll_out(run.engine, run.processor, prompts, config, key, stop.check, stream.add)
-        finally:
-            run.engine.unload()  # makes room for the update, or for saving
+        if not run.engine.loaded:  # a further draw of the step finds the copy that its first has made
+            run.engine.load(run.state.params)
+        rollout = roll_out(run.engine, run.processor, prompts, config, key, stop.check, stream.add)
+        if config.max_rounds == 1:
+            run.engine.unload()  # makes room for the judge, where that does not stream
     if config.save:
         write_rollout(rollout_file(config.save, step), SavedRollout(step, run.config.seed, names, rollout))
     return rollout
