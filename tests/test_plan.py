@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import pytest
 
 from perception_r1_jax.errors import UserError
+from perception_r1_jax.models import packed_segments
+from perception_r1_jax.models.attention import attention
 from perception_r1_jax.plan import make, topologies
 from perception_r1_jax.plan.cost import Cost
 from perception_r1_jax.plan.make import make_plan
@@ -319,3 +321,23 @@ def test_products_on_a_tpu_count_as_on_a_cpu():
 
     measured = measure(Program("test/layers", mesh, lower, {}, {}), target, 0.0)
     assert measured.cost.flops == 6 * 2 * 2 * 4 * 8 * 64 * 128 * 256
+
+
+@needs_libtpu
+def test_products_behind_a_kernel_count_too():
+    target = find_target("v5e:2x2")
+    mesh = make_mesh(devices=target.devices)
+    place = replicated(mesh)
+    x, weights = (jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=place) for shape in ((4, 256, 2, 128), (128, 128)))
+    rows = jax.ShapeDtypeStruct((4, 256), jnp.int32, sharding=place)
+
+    def layers(x, weights, rows):
+        mask = packed_segments(rows)
+        return jax.lax.fori_loop(0, 6, lambda _, x: attention(x, x, x, mask, "splash") @ weights, x)
+
+    def lower():
+        with jax.default_matmul_precision("default"):  # the kernel takes no other for bfloat16
+            return jax.jit(layers, out_shardings=place).lower(x, weights, rows)
+
+    measured = measure(Program("test/layers", mesh, lower, {}, {}), target, 0.0)
+    assert measured.cost.flops == 6 * 2 * 256 * 2 * 128 * 128, "of one of the four rows, which are on four devices"

@@ -96,6 +96,28 @@ def test_a_loop_that_may_end_sooner_counts_to_its_bound():
     assert count(run, (8, 8)).flops == 7 * 2 * 8**3
 
 
+@pytest.mark.parametrize("step", [2, 3, 7])
+def test_a_loop_that_counts_by_more_than_one_turns_less_often(step):
+    """A TPU's compiler unrolls the loops in which a product's pieces come from other devices."""
+
+    def run(x):
+        def goes_on(at):
+            return (at[0] < 8) & (at[1].sum() < 100)
+
+        return jax.lax.while_loop(goes_on, lambda at: (at[0] + step, jnp.tanh(at[1] @ at[1])), (0, x))
+
+    assert count(run, (8, 8)).flops == -(-8 // step) * 2 * 8**3
+
+
+def test_line_breaks_in_a_kernel_s_attributes_end_nothing():
+    kernel = """%kernel = f32[8,8]{1,0} custom-call(%x), custom_call_target="tpu_custom_call", kernel_metadata={
+"block": "{ 512 }"
+}}, metadata={op_name="kernel"}"""
+    parameter = "%x = f32[8,8]{1,0} parameter(0)"
+    product = "ROOT %y = f32[8,8]{1,0} dot(%kernel, %x), lhs_contracting_dims={1}, rhs_contracting_dims={0}"
+    assert of_text(parameter, kernel, product).flops == 2 * 8**3
+
+
 def blocks(x, table):
     """A loop whose number of turns is an argument, within one that counts to 3."""
 

@@ -105,21 +105,27 @@ class Module:
 
 def parse(text: str) -> Module:
     """Reads what `jax.stages.Compiled.as_text` gives."""
-    computations, entry, current, root = {}, None, None, None
+    computations, entry, lines = {}, None, None
     for line in text.splitlines():
-        if current is None:
+        if lines is None:
             if found := _COMPUTATION.match(line):
-                current, instructions, root = found, {}, None
-        elif line.startswith("}"):
-            computation = Computation(current[2], instructions, root or list(instructions.values())[-1])
+                lines = []
+        elif line == "}":
+            computation = _computation(found[2], lines)
             computations[computation.name] = computation
-            entry = computation if current[1] else entry
-            current = None
-        elif found := _INSTRUCTION.match(line):
-            instruction = _instruction(found[2], found[3])
-            instructions[instruction.name] = instruction
-            root = instruction if found[1] else root
+            entry, lines = computation if found[1] else entry, None
+        elif _INSTRUCTION.match(line):
+            lines.append(line)
+        else:
+            lines[-1] += line  # the attributes of a Pallas kernel have line breaks
     return Module(computations, entry)
+
+
+def _computation(name: str, lines: Sequence[str]) -> Computation:
+    found = [_INSTRUCTION.match(line) for line in lines]
+    instructions = [_instruction(each[2], each[3]) for each in found]
+    root = next((made for made, each in zip(instructions, found) if each[1]), instructions[-1])
+    return Computation(name, {made.name: made for made in instructions}, root)
 
 
 def _instruction(name: str, text: str) -> Instruction:
