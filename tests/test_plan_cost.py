@@ -322,3 +322,44 @@ def test_a_collective_in_two_halves_counts_once():
         "ROOT %y = f32[256]{0} all-gather-done(%begun)",
     )
     assert cost.collective_bytes == {"all-gather": 256 * 4 * 3 / 4}
+
+
+def test_a_collective_behind_other_work_is_counted_where_it_begins():
+    """As a TPU's compiler writes it: a fusion begins it, all work that hides it names it again, and a fusion waits."""
+    gather = "all-gather(%part), replica_groups={{0,1,2,3}}, dimensions={0}"
+    text = f"""\
+%begin (part: f32[64]) -> (f32[64], f32[256], u32[]) {{
+  %part = f32[64]{{0}} parameter(0)
+  %gather.1 = f32[256]{{0}} {gather}
+  ROOT %begun = (f32[64]{{0}}, f32[256]{{0}}, u32[]) custom-call(%gather.1), custom_call_target="AsyncCollectiveStart"
+}}
+
+%async_collective_fusion.1 (part: f32[64], whole: f32[256], x: f32[8]) -> (f32[8], f32[64], f32[256]) {{
+  %part = f32[64]{{0}} parameter(0)
+  %whole = f32[256]{{0}} parameter(1)
+  %x = f32[8]{{0}} parameter(2)
+  %work = f32[8]{{0}} negate(%x)
+  %gather.2 = f32[256]{{0}} {gather}
+  ROOT %both = (f32[8]{{0}}, f32[64]{{0}}, f32[256]{{0}}, f32[256]{{0}}) tuple(%work, %part, %whole, %gather.2)
+}}
+
+%end (part: f32[64], whole: f32[256]) -> f32[256] {{
+  %part = f32[64]{{0}} parameter(0)
+  %whole = f32[256]{{0}} parameter(1)
+  %gather.3 = f32[256]{{0}} {gather}
+  ROOT %ended = f32[256]{{0}} custom-call(%whole, %gather.3), custom_call_target="AsyncCollectiveDone"
+}}
+
+ENTRY %main (part: f32[64], x: f32[8]) -> f32[256] {{
+  %part = f32[64]{{0}} parameter(0)
+  %x = f32[8]{{0}} parameter(1)
+  %a = (f32[64]{{0}}, f32[256]{{0}}, u32[]) fusion(%part), kind=kCustom, calls=%begin
+  %w = f32[256]{{0}} get-tuple-element(%a), index=1
+  %b = (f32[8]{{0}}, f32[64]{{0}}, f32[256]{{0}}, f32[256]{{0}}) fusion(%part, %w, %x), calls=%async_collective_fusion.1
+  %v = f32[256]{{0}} get-tuple-element(%b), index=2
+  ROOT %out = f32[256]{{0}} fusion(%part, %v), kind=kCustom, calls=%end
+}}
+"""
+    cost = module_cost(parse(text), {}, 0.5, 4)
+    assert cost.collective_bytes == {"all-gather": 4 * 256 * 3 / 4}
+    assert cost.bytes_moved == 4 * (64 + 256) + 4 * (8 + 8), "what is gathered, and the work that hides it"

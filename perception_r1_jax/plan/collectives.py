@@ -8,6 +8,8 @@ from perception_r1_jax.plan.hlo import Computation, Instruction
 
 _KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 
+_ASYNC = 'custom_call_target="AsyncCollective{}"'
+
 
 def sent_bytes(computation: Computation, instruction: Instruction, devices: int) -> tuple[str, float]:
     """The kind of a collective, and the bytes that each device sends when it runs as a ring; ("", 0) for all else.
@@ -16,7 +18,7 @@ def sent_bytes(computation: Computation, instruction: Instruction, devices: int)
     twice as much to reduce it for all (Patarasuk and Yuan, 2009).
     """
     kind = instruction.opcode.removesuffix("-start")
-    if kind not in _KINDS:
+    if not is_collective(instruction) or is_under_way(computation):
         return "", 0.0
     taken = sum(shape.size for name in instruction.operands for shape in computation.instructions[name].shapes)
     share = 1 - 1 / _group_size(instruction, devices)
@@ -28,6 +30,29 @@ def sent_bytes(computation: Computation, instruction: Instruction, devices: int)
     if kind.startswith("collective"):
         return kind, float(taken)
     return kind, taken * share
+
+
+def is_collective(instruction: Instruction) -> bool:
+    """Whether devices exchange something in it."""
+    return instruction.opcode.removesuffix("-start") in _KINDS
+
+
+def begins(fused: Computation) -> bool:
+    """Whether a fusion begins a collective that others go on with."""
+    return _ASYNC.format("Start") in fused.root.rest
+
+
+def ends(fused: Computation) -> bool:
+    """Whether a fusion only waits for the end of a collective."""
+    return _ASYNC.format("Done") in fused.root.rest
+
+
+def is_under_way(fused: Computation) -> bool:
+    """Whether a fusion goes on with a collective that another has begun, or ends it.
+
+    A TPU's compiler fuses a collective with all the work that it is hidden behind, and each of these fusions names it.
+    """
+    return fused.name.startswith("async_collective_fusion") or ends(fused)
 
 
 def _group_size(instruction: Instruction, devices: int) -> int:

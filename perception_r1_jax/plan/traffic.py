@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from perception_r1_jax.plan.collectives import begins, ends, is_collective, is_under_way
 from perception_r1_jax.plan.hlo import Computation, Instruction, Module, Shape
 
 _SLICES = ("dynamic-slice", "slice", "gather")
@@ -19,6 +20,10 @@ def moved_bytes(module: Module, computation: Computation, instruction: Instructi
     """Bytes read and written by an instruction that is in no fusion."""
     if instruction.opcode == "fusion":
         fused = _fused(module, instruction)
+        if ends(fused):
+            return 0.0
+        if begins(fused):
+            return moved_bytes(module, fused, next(filter(is_collective, fused.instructions.values())))
         return sum(_read(module, fused, x) for x in fused.parameters) + _written(module, fused, instruction.shapes)
     if instruction.opcode.endswith("-start"):
         return _of_start(computation, instruction)
@@ -61,6 +66,8 @@ def _taken(module: Module, fused: Computation, source: Instruction) -> float:
     """Bytes that all users of an array in a fusion take of it together."""
     total = 0.0
     for user in fused.users[source.name]:
+        if _passes_on(fused, user):
+            continue
         for place, name in enumerate(user.operands):
             if name != source.name:
                 continue
@@ -74,6 +81,11 @@ def _taken(module: Module, fused: Computation, source: Instruction) -> float:
             elif user.opcode not in _UPDATES or place > 0:  # what is written over is not read
                 total += source.shapes[0].size
     return total
+
+
+def _passes_on(fused: Computation, user: Instruction) -> bool:
+    """Whether a fusion does nothing with what an instruction takes: it is a result as it is, or a collective's."""
+    return (user is fused.root and user.opcode == "tuple") or (is_collective(user) and is_under_way(fused))
 
 
 def _is_bitcast(module: Module, user: Instruction) -> bool:
@@ -93,6 +105,8 @@ def _written(module: Module, fused: Computation, shapes: Sequence[Shape]) -> flo
 
 def _new(module: Module, fused: Computation, part: Instruction) -> int:
     """Bytes of a result of a fusion that are new."""
+    if part.opcode == "parameter" or (is_collective(part) and is_under_way(fused)):
+        return 0
     if part.opcode == "bitcast":
         return _new(module, fused, fused.instructions[part.operands[0]])
     if part.opcode == "fusion" and len(part.shapes) == 1:
