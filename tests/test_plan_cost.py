@@ -287,6 +287,7 @@ def test_a_gather_sends_all_but_one_share(mesh):
         ("[2,2]<=[2,2]T(1,0)", 2),
         ("mesh['axis_0'=2,'axis_1'=2] {'axis_1'}", 2),
         ("mesh['axis_0'=2,'axis_1'=2] {'axis_0','axis_1'}", 4),
+        ("mesh['axis_0'=2,'axis_1'=2], device_ids=([2,2]T(1,0)) {'axis_0'}", 2),
         ("{}", 4),
     ],
 )
@@ -295,6 +296,11 @@ def test_groups_of_devices_as_compilers_write_them(groups, size):
         "%x = f32[64]{0} parameter(0)", f"ROOT %y = f32[64]{{0}} all-to-all(%x), replica_groups={groups}, a=1"
     )
     assert cost.collective_bytes == {"all-to-all": 256 * (size - 1) / size}
+
+
+def test_groups_that_cannot_be_read_are_no_guess():
+    with pytest.raises(ValueError, match="which devices take part in y cannot be read: , replica_groups=V2"):
+        of_text("%x = f32[64]{0} parameter(0)", "ROOT %y = f32[64]{0} all-to-all(%x), replica_groups=V2")
 
 
 def test_a_sum_that_is_scattered_by_a_fusion_counts_once():

@@ -158,7 +158,7 @@ def embed_prompts(
     if config.vision is None:
         raise ValueError("a text-only model was given pictures; use a qwen2_5_vl checkpoint.")
     features = encode_images(config, params, prompts, remat=remat, backend=backend)
-    # By rows, as features are: laid out by hidden size, as lookups are, they would have each device gather all features.
+    # By rows, as features are: by hidden size, as lookups are, they would have each device gather those of all rows.
     embeddings = constrain(embeddings, ("batch", None, None))
     slots = jnp.maximum(prompts.image_slots, 0)[..., None]
     placed = jnp.take_along_axis(features, slots, axis=1)

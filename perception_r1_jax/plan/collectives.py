@@ -8,6 +8,9 @@ from perception_r1_jax.plan.hlo import Computation, Instruction
 
 _KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 
+_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}")
+"""The sizes of the axes, in whatever order devices have there, and the axes that a group runs along."""
+
 _ASYNC = 'custom_call_target="AsyncCollective{}"'
 
 
@@ -56,15 +59,21 @@ def is_under_way(fused: Computation) -> bool:
 
 
 def _group_size(instruction: Instruction, devices: int) -> int:
-    """Devices that take part in it together: listed, as groups x size, or as axes of a mesh; else all of them."""
+    """Devices that take part in it together: listed, as groups x size, or as axes of a mesh; all where none are named.
+
+    Raises:
+        ValueError: they are named in another way.
+    """
     if listed := instruction.attribute(r"replica_groups=\{\{([\d,]*)\}"):
         return len(listed.split(","))
     if counted := instruction.attribute(r"replica_groups=\[\d+,(\d+)\]"):
         return int(counted)
-    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", instruction.rest):
+    if mesh := _MESH.search(instruction.rest):
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
         size = 1
         for axis in re.findall(r"'(\w+)'", mesh[2]):
             size *= int(sizes[axis])
         return size
+    if instruction.attribute(r"replica_groups=(?!\{\})(\S)"):
+        raise ValueError(f"which devices take part in {instruction.name} cannot be read: {instruction.rest[:200]}")
     return devices
