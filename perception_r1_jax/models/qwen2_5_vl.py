@@ -24,7 +24,6 @@ from perception_r1_jax.models.quantized import Int8, quantize_weight
 from perception_r1_jax.models.rope import Angles, text_angles
 from perception_r1_jax.models.vision import VisionTower
 from perception_r1_jax.records import AnyArray, PackedBatch, PromptBatch
-from perception_r1_jax.sharding import constrain
 
 Params = dict[str, Any]
 
@@ -158,8 +157,6 @@ def embed_prompts(
     if config.vision is None:
         raise ValueError("a text-only model was given pictures; use a qwen2_5_vl checkpoint.")
     features = encode_images(config, params, prompts, remat=remat, backend=backend)
-    # By rows, as features are: by hidden size, as lookups are, they would have each device gather those of all rows.
-    embeddings = constrain(embeddings, ("batch", None, None))
     slots = jnp.maximum(prompts.image_slots, 0)[..., None]
     placed = jnp.take_along_axis(features, slots, axis=1)
     return jnp.where((prompts.image_slots >= 0)[..., None], placed, embeddings)
