@@ -46,10 +46,13 @@ def test_a_replayed_run_takes_the_same_updates_bit_for_bit_and_draws_nothing(sav
 
 @dataclasses.dataclass
 class NoEngine:
-    """Generates nothing: whoever asks it gets an AttributeError."""
+    """Holds and generates nothing: whoever asks it to load weights or to draw gets an AttributeError."""
 
     config: ModelConfig
     compilations: int = 0
+
+    def unload(self) -> None:
+        """Every step lets go of its copy of the weights, and here there is none."""
 
 
 def test_an_edited_file_shows_in_the_rewards_of_its_step_and_the_other_steps_draw(saved, tmp_path):
