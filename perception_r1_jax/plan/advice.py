@@ -42,6 +42,9 @@ def _of_state(run: PlannedRun, measured: Measured) -> Iterator[Setting]:
         yield Setting("config.optimizer.moments_dtype=bfloat16", moments // 2)
     if not run.config.lora.modules and moments:
         yield Setting("config.lora.modules=(...), adapters in place of the parameters", moments)
+    if run.reference:
+        text = "config.lora.modules=(...), whose base is the reference policy, or no KL term"
+        yield Setting(text, device_bytes(run.reference))
     if judge and not run.config.judge.weights_int8:
         yield Setting("config.judge.weights_int8=True", judge // 2)
     if judge:

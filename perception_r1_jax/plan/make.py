@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+import multiprocessing
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from perception_r1_jax.config import rows_note
 from perception_r1_jax.errors import UserError
+from perception_r1_jax.inference.reshard import host_memory
 from perception_r1_jax.models import ModelConfig, count_params
 from perception_r1_jax.plan import shapes
 from perception_r1_jax.plan.advice import advise
@@ -17,10 +22,13 @@ from perception_r1_jax.plan.measure import Measured, measure
 from perception_r1_jax.plan.programs import Program
 from perception_r1_jax.plan.report import Plan
 from perception_r1_jax.plan.run import PlannedRun, plan_run, run_programs
-from perception_r1_jax.plan.topologies import find_target
+from perception_r1_jax.plan.topologies import Target, find_target
 
 COMPILERS = 4
-"""At once, at most. Each takes a core and a few GB of memory."""
+"""At once, at most. Each takes a core."""
+
+COMPILER_BYTES = 9 * 10**9
+"""What a process has come to that compiled one program after another for 64 devices."""
 
 
 def make_plan(config: ConfigDict, topology: str, on_program: Callable[[Measured], None], *, only: str = "") -> Plan:
@@ -29,11 +37,12 @@ def make_plan(config: ConfigDict, topology: str, on_program: Callable[[Measured]
     Args:
         config: resolved.
         topology: as of `find_target`.
-        on_program: called after each program, of several threads.
+        on_program: called after each program.
         only: how the names of the programs to compile begin; "" compiles all.
 
     Raises:
-        UserError: topology, models or mesh that cannot be planned for, or no program of such a name.
+        UserError: topology, models or mesh that cannot be planned for, no program of such a name, or a compiler's
+            process that was killed.
     """
     target = find_target(topology)
     run = plan_run(config, target)
@@ -41,22 +50,65 @@ def make_plan(config: ConfigDict, topology: str, on_program: Callable[[Measured]
     chosen = [program for program in made if program.name.startswith(only)]
     if not chosen:
         raise UserError(f"no program's name begins with {only!r}: they are rollout/..., judge/... and train/...")
-
-    def compiled(program: Program) -> Measured:
-        model = run.judge if program.name.startswith("judge/") else run.policy
-        try:
-            measured = measure(program, target, _share_of_full_attention(model))
-        except Exception as error:
-            pool.shutdown(wait=False, cancel_futures=True)
-            error.add_note(f"This was {program.name}, of the programs of this run.")
-            raise
-        on_program(measured)
-        return measured
-
-    with ThreadPoolExecutor(min(os.cpu_count(), COMPILERS)) as pool:
-        programs = list(pool.map(compiled, reversed(chosen)))[::-1]  # the longest, of training, stand last
+    compilers = max(1, min(os.cpu_count(), COMPILERS, len(chosen), host_memory() // COMPILER_BYTES))
+    shortest_last = sorted(chosen, key=lambda program: program.name.startswith(("rollout/", "evaluation/")))
+    if target.is_tpu:
+        # libtpu compiles one program at a time in a process, the greater part of it on one core.
+        pool = ProcessPoolExecutor(compilers, multiprocessing.get_context("spawn"), _start, (config, topology))
+        futures = {pool.submit(_measure_named, program.name): program for program in shortest_last}
+    else:
+        pool = ThreadPoolExecutor(compilers)
+        futures = {pool.submit(_measure, run, program, target): program for program in shortest_last}
+    programs = _collect(pool, futures, on_program)
+    programs = [programs[program.name] for program in chosen]
     advice = {program.name: advise(run, program) for program in programs if not program.fits}
     return Plan(target, _layout(run), [*run.problems, *problems], programs, advice, only)
+
+
+def _collect(
+    pool: Executor, futures: dict[Future[Measured], Program], on_program: Callable[[Measured], None]
+) -> dict[str, Measured]:
+    """What was measured, by name. After an error what has not begun does not begin."""
+    with pool:
+        for future in as_completed(futures):
+            try:
+                on_program(future.result())
+            except BrokenProcessPool as error:
+                raise UserError(
+                    "a process that compiled was killed, most likely because this machine's memory is full: one takes "
+                    f"up to {COMPILER_BYTES / 1e9:.0f} GB. Free some, or plan a part at a time with --only."
+                ) from error
+            except Exception as error:
+                pool.shutdown(wait=False, cancel_futures=True)
+                error.add_note(f"This was {futures[future].name}, of the programs of this run.")
+                raise
+    return {program.name: future.result() for future, program in futures.items()}
+
+
+def _measure(run: PlannedRun, program: Program, target: Target) -> Measured:
+    model = run.judge if program.name.startswith("judge/") else run.policy
+    return measure(program, target, _share_of_full_attention(model))
+
+
+_asked: dict[str, Any] = {}
+"""In a process of the pool: the arguments of `make_plan`."""
+
+
+def _start(config: ConfigDict, topology: str) -> None:
+    _asked.update(config=config, topology=topology)
+
+
+@functools.cache
+def _asked_run() -> tuple[PlannedRun, Target, dict[str, Program]]:
+    """Made with a process's first program, whose error it is where it fails."""
+    target = find_target(_asked["topology"])
+    run = plan_run(_asked["config"], target)
+    return run, target, {program.name: program for program in run_programs(run)[0]}
+
+
+def _measure_named(name: str) -> Measured:
+    run, target, programs = _asked_run()
+    return _measure(run, programs[name], target)
 
 
 def _share_of_full_attention(model: ModelConfig) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from perception_r1_jax.plan.advice import Setting
@@ -89,6 +89,7 @@ def as_text(plan: Plan) -> str:
         "\n".join([head, *(f"  {line}" for line in plan.layout)]),
         "GiB a device\n" + _aligned([_memory_head(), *(_memory_row(x) for x in plan.programs)]),
         "A device's work\n" + _aligned([_WORK_HEAD, *(_work_row(x, target) for x in plan.programs)]),
+        *_sent(plan),
         *(_shortage(program, plan.advice[program.name]) for program in plan.programs if not program.fits),
         *(f"does not start: {problem}" for problem in plan.problems),
         f"{'fits' if plan.fits else 'DOES NOT FIT'}{_part(plan)}: the fullest program is {plan.fullest.name} with "
@@ -123,6 +124,15 @@ def _work_row(measured: Measured, target: Target) -> list[str]:
     return [measured.name, *work, *_times(times), f"{measured.compile_seconds:.0f} s"]
 
 
+def _sent(plan: Plan) -> Iterator[str]:
+    """A table of what goes between devices, where anything does."""
+    sending = [x for x in plan.programs if x.cost and any(x.cost.collective_bytes.values())]
+    kinds = sorted({kind for x in sending for kind in x.cost.collective_bytes})
+    rows = [[x.name, *(f"{x.cost.collective_bytes.get(kind, 0) / 1e9:.3g}" for kind in kinds)] for x in sending]
+    if sending:
+        yield "GB that a device sends\n" + _aligned([["program", *kinds], *rows])
+
+
 def _times(times: Roofline | None) -> list[str]:
     return [f"{times.seconds:.2g}", times.bound, f"{100 * times.mfu:.1f}%"] if times else ["-"] * 3
 
@@ -137,12 +147,16 @@ def _shortage(measured: Measured, settings: Sequence[Setting]) -> str:
     if measured.cost is None:
         lines.append(f"  the compiler: {measured.refusal.splitlines()[0]}")
     lines.append("What would free memory:")
-    lines += [f"  {_freed(setting)}  {setting.text}" for setting in settings]
+    lines += [f"  {_freed(setting)}  {setting.text}{_is_enough(setting, over)}" for setting in settings]
     return "\n".join(lines)
 
 
 def _freed(setting: Setting) -> str:
     return f"{setting.frees / GIB:7.2f} GiB" if setting.frees else "       some"
+
+
+def _is_enough(setting: Setting, over: int) -> str:
+    return " (enough by itself)" if 0 < over <= setting.frees else ""
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:
