@@ -88,7 +88,7 @@ LEAST = {
     "reward.workers": 1,
     "grpo.clip_low": 0,
     "grpo.clip_high": 0,
-    "grpo.dual_clip": 1,
+    "grpo.dual_clip": 0,
     "grpo.importance_cap": 0,
     "grpo.kl_coefficient": 0,
     "grpo.kl_final": 0,
@@ -248,7 +248,7 @@ def default_config() -> ConfigDict:
     config.grpo.loss = "clipped"  # of a token: or gspo (one ratio per response), cispo
     config.grpo.clip_low = 0.2  # the ratio of new to old probability is clipped at 1 - clip_low
     config.grpo.clip_high = 0.3  # and at 1 + clip_high
-    config.grpo.dual_clip = 3.0  # a token's loss is at most so many times its advantage, where that is negative
+    config.grpo.dual_clip = 3.0  # with a negative advantage a loss is at most so many times that; 0: no such limit
     config.grpo.aggregation = "sequence_mean"  # paper; or token_mean (all tokens alike), constant, micro_batch_mean
     # A token's loss is weighted by its probability in training over that in the rollout, at most so much. 0: it is not.
     config.grpo.importance_cap = 0.0
@@ -354,6 +354,8 @@ def validate(config: ConfigDict, *, paths: bool = True) -> None:
     check_divides("grpo.micro_batch_samples", config.grpo.micro_batch_samples, config.rollout.samples_per_prompt)
     adapts = config.grpo.kl_schedule == "adaptive" and not has_kl(config.grpo)
     _require(config, "grpo.kl_schedule", not adapts, "give it a weight to adapt, grpo.kl_coefficient above 0")
+    dual = config.grpo.dual_clip
+    _require(config, "grpo.dual_clip", dual == 0 or dual >= 1, "it must be at least 1, or 0 for no such limit")
     if paths:
         _check_paths(config)
         _check_evaluation(config)

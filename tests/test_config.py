@@ -155,6 +155,7 @@ def test_a_value_of_another_type_is_an_error(monkeypatch):
         ("grpo.kl_schedule", "adaptive", "'adaptive': give it a weight to adapt, grpo.kl_coefficient above 0"),
         ("grpo.kl_target", 0.0, "0.0: it must be a number above 0"),
         ("reward.overlong_tokens", 4097, "4097: it is above the largest response bucket, 4096"),
+        ("grpo.dual_clip", 0.5, "0.5: it must be at least 1, or 0 for no such limit"),
         ("grpo.importance_cap", -1.0, "-1.0: it must be a number of at least 0"),
         ("seed", -1, "-1: it must be a number of at least 0"),
         ("steps", 0, "0: it must be a number of at least 1"),

@@ -51,6 +51,26 @@ def test_chunks_equal_dense_in_value_and_gradient(case, chunk):
     assert relative_difference(*used) < 1e-5
 
 
+@pytest.mark.parametrize("chunk", [4, 64])
+def test_the_entropy_and_its_gradient_equal_numpy(case, chunk):
+    """With p the words' probabilities and H the entropy, dH/dlogit = -p (log p + H)."""
+    params, hidden, targets = case
+    weights = np.random.default_rng(1).normal(size=targets.shape)
+    head = np.delete(np.asarray(params["decoder"]["head"]["kernel"], np.float64), BANNED, axis=0)
+    exps = np.exp(np.asarray(hidden, np.float64) @ head.T / 0.9)
+    p = exps / exps.sum(-1, keepdims=True)
+    entropy = -np.sum(p * np.log(p), axis=-1)
+    gradient = (weights[..., None] * -p * (np.log(p) + entropy[..., None])) @ head / 0.9
+
+    def weighed(hidden):
+        got = token_log_probs(MODEL, params, hidden, targets, chunk=chunk, entropy_gradient=True, **OPTIONS)[1]
+        return jnp.sum(weights.astype(np.float32) * got), got
+
+    (_, got), got_gradient = jax.jit(jax.value_and_grad(weighed, has_aux=True))(hidden)
+    np.testing.assert_allclose(got, entropy, rtol=1e-5)
+    assert relative_difference(got_gradient, gradient.astype(np.float32)) < 1e-5
+
+
 def test_a_banned_target_is_finite(case):
     params, hidden, targets = case
     value = lambda h: token_log_probs(MODEL, params, h, targets * 0 + tiny.IMAGE_ID, chunk=4, **OPTIONS)[0].max()  # noqa: E731

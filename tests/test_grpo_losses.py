@@ -11,6 +11,9 @@ from jaxtyping import TypeCheckError
 
 from perception_r1_jax.grpo.aggregation import AGGREGATIONS, token_weights
 from perception_r1_jax.grpo.losses import policy_loss
+from perception_r1_jax.grpo.objective import token_objective
+from perception_r1_jax.records import TrainBatch
+from tests.grpo_fixtures import run_config
 
 CLIP = {"clip_low": 0.2, "clip_high": 0.3, "dual_clip": 3.0}
 
@@ -102,6 +105,18 @@ def test_one_token_by_hand(ratio, advantage, loss, clipped):
         assert metrics[f"clip_fraction_{name}"] == float(name == clipped)
     np.testing.assert_allclose(metrics["ratio_mean"], ratio, rtol=1e-6)
     np.testing.assert_allclose(metrics["approx_kl"], ratio - 1 - np.log(ratio), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("dual_clip", "loss"), [(3.0, 6.0), (0.0, 8.0)])
+def test_a_dual_clip_of_0_is_no_limit(dual_clip, loss):
+    """A token four times as likely as before, with the advantage -2."""
+    mask, old = np.ones((1, 1), bool), np.zeros((1, 1), np.float32)
+    rows = TrainBatch(None, None, mask, np.float32([-2.0]), old_logps=old, reference_logps=None, rollout_logps=None)
+    logp = np.log(np.float32([[4.0]]))
+    objective = functools.partial(token_objective, run_config(grpo__dual_clip=dual_clip).grpo)
+    losses, stats = jax.jit(objective)(rows, logp, old, np.float32(0))
+    np.testing.assert_allclose(losses, [[loss]], rtol=1e-6)
+    assert ("clip_fraction_dual" in stats) == bool(dual_clip)
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)

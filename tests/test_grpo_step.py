@@ -210,15 +210,25 @@ def test_an_entropy_bonus_has_the_gradient_of_the_entropy():
 
 
 def test_an_adaptive_kl_weight_is_carried_from_step_to_step():
-    control = {"kl_coefficient": 0.5, "kl_schedule": "adaptive", "kl_target": 1e3}
-    adaptive = Trainer(**{f"grpo__{name}": value for name, value in control.items()})
-    state, batch = adaptive.state(), off_policy()[1]
-    weights = []
+    """The first KL is a tenth above its target, where the weight follows it and is not at its limit yet."""
+    batch, control = off_policy()[1], {"kl_coefficient": 0.5, "kl_schedule": "adaptive"}
+
+    def follow(target):
+        return Trainer(**{f"grpo__{name}": value for name, value in {**control, "kl_target": target}.items()})
+
+    first = follow(1e3)
+    target = float(first.step(first.state(), batch)[1]["kl"]) / 1.1
+    adaptive, scale = follow(target), 1.0
+    state = adaptive.state()
     for _ in range(3):
         state, metrics = adaptive.step(state, batch)
-        weights.append(float(metrics["kl_coefficient"]))
-    assert weights == pytest.approx([0.5, 0.5 * 0.98, 0.5 * 0.98**2])
-    assert float(state.kl_scale) == pytest.approx(0.98**3)
+        assert float(metrics["kl_coefficient"]) == pytest.approx(0.5 * scale)
+        scale *= 1 + 0.1 * np.clip(metrics["kl"] / target - 1, -0.2, 0.2)
+        assert float(state.kl_scale) == pytest.approx(scale)
+        if state.step == 1:
+            assert scale == pytest.approx(1.01)
+    broken = dataclasses.replace(batch, advantages=np.full_like(batch.advantages, np.inf))
+    assert float(adaptive.step(state, broken)[0].kl_scale) == pytest.approx(scale)
 
 
 def test_nothing_to_learn_changes_nothing():

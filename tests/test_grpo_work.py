@@ -108,7 +108,7 @@ def test_a_tower_without_adapters_has_no_backward_pass(modules, passes):
 
 
 def test_groups_that_are_left_out_are_no_work(monkeypatch):
-    """They have no advantage; the log-probs of the reference policy are still needed of them."""
+    """They have no advantage; only a KL in the reward still needs their log-probs under the reference policy."""
     monkeypatch.setattr(utilisation, "SPEEDS", {})
     batch = make_batch()
     flat = dataclasses.replace(batch, advantages=np.where(np.arange(8)[:, None] < 4, batch.advantages, 0.0))
@@ -117,8 +117,9 @@ def test_groups_that_are_left_out_are_no_work(monkeypatch):
     found = metrics_of(batch=flat, grpo__kl_coefficient=0.0, **fields)
     assert found["train/tflops"] == pytest.approx(3 * 2 * sum(kept) / 2.0 / 1e12)
     assert found["train/tflops"] < found["train/tflops_padded"]
-    found = metrics_of(batch=flat, grpo__kl_coefficient=0.5, **fields)
-    assert found["train/tflops"] == pytest.approx(2 * (3 * sum(kept) + sum(needed(batch))) / 2.0 / 1e12)
+    for kl_in, reference in {"loss": kept, "reward": needed(batch)}.items():
+        found = metrics_of(batch=flat, grpo__kl_coefficient=0.5, grpo__kl_in=kl_in, **fields)
+        assert found["train/tflops"] == pytest.approx(2 * (3 * sum(kept) + sum(reference)) / 2.0 / 1e12)
 
 
 def test_a_prompt_that_fills_a_row_counts_nothing():

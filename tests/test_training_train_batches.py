@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from perception_r1_jax.grpo.advantages import group_advantages
+from perception_r1_jax.grpo.step import TrainStep
 from perception_r1_jax.models import ADAPTERS
 from perception_r1_jax.records import Rollout, Scores
 from perception_r1_jax.training import setup
 from perception_r1_jax.training.groups import Groups
+from perception_r1_jax.training.optimizer import make_optimizer
 from perception_r1_jax.training.train_batches import make_train_batches, take_updates
 from tests import tiny
 from tests.grpo_fixtures import make_batch, make_prompts, one_device_mesh, run_config
@@ -30,7 +32,13 @@ def fake_run(**fields):
 
     config = run_config(**{f"grpo__{name}": value for name, value in fields.items()})
     state = types.SimpleNamespace(params=None, step=np.array(0), kl_scale=np.array(1.0, np.float32))
-    return types.SimpleNamespace(config=config, mesh=one_device_mesh(), state=state, add_log_probs=add_log_probs)
+    return types.SimpleNamespace(
+        config=config,
+        mesh=one_device_mesh(),
+        state=state,
+        add_log_probs=add_log_probs,
+        train_step=TrainStep(tiny.CONFIG, config, one_device_mesh(), make_optimizer(config.optimizer, config.steps)),
+    )
 
 
 def case():
@@ -65,24 +73,53 @@ def test_masked_truncated_responses_have_no_tokens_but_count_in_their_group():
     np.testing.assert_array_equal(advantages.advantages, group_advantages(scores.total, scores.valid))
 
 
+def test_no_log_probs_are_made_of_dropped_groups_but_for_the_reward_s_kl():
+    groups = case()  # the last has no tokens
+    for kl_in, read in {"loss": [1, 2, 4, 5, 6], "reward": range(7)}.items():
+        run = fake_run(drop_flat_groups=True, kl_coefficient=0.1, kl_in=kl_in, advantages="dr_grpo")
+        (batch,), _ = make_train_batches(run, groups)
+        assert np.flatnonzero(batch.reference_logps.any((1, 2))).tolist() == list(read)
+        np.testing.assert_array_equal(batch.mask, groups.rollout.mask & groups.scores.valid[:, :, None])
+
+
+@pytest.mark.parametrize(("estimator", "kl"), [("k1", 0.5), ("k2", 0.125), ("k3", np.exp(-0.5) - 0.5)])
 @pytest.mark.parametrize("mask_truncated", [False, True])
-def test_several_updates_share_the_groups_and_the_reward_s_kl_finds_its_response(mask_truncated):
+def test_several_updates_share_the_groups_and_the_reward_s_kl_finds_its_response(mask_truncated, estimator, kl):
     """A response that was cut pays for its KL too, whether its tokens count in the loss or not."""
     groups = case()
     rollout, scores = groups.rollout, groups.scores
     run = fake_run(
-        updates_per_batch=2, micro_batch_prompts=2, kl_in="reward", kl_estimator="k1",
+        updates_per_batch=2, micro_batch_prompts=2, kl_in="reward", kl_estimator=estimator,
         kl_coefficient=0.1, advantages="dr_grpo", mask_truncated=mask_truncated,
     )  # fmt: skip
     batches, advantages = make_train_batches(run, groups)
     lengths = (rollout.mask & scores.valid[:, :, None]).sum(-1)
-    expected = group_advantages(scores.total - np.float32(0.1 * 0.5) * lengths, scores.valid, kind="dr_grpo")
+    expected = group_advantages(scores.total - np.float32(0.1 * kl) * lengths, scores.valid, kind="dr_grpo")
     np.testing.assert_allclose(advantages.advantages, expected, atol=1e-6)
     assert [len(batch.mask) for batch in batches] == [4, 4]
     for update, batch in enumerate(batches):
         np.testing.assert_array_equal(batch.responses, rollout.tokens[update::2])
         np.testing.assert_array_equal(batch.advantages, advantages.advantages[update::2])
         assert batch.mask[:, 3].any() != mask_truncated
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [({"kl_schedule": "dynamic", "kl_final": 0.3}, 0.1 + 0.2 / 3), ({"kl_schedule": "adaptive"}, 0.15)],
+)
+def test_the_reward_s_kl_has_the_weight_of_its_step(weights, expected):
+    """A third of the way from 0.1 to 0.3, and 0.1 times the scale that the run has come to."""
+    groups, fields = case(), {"kl_in": "reward", "kl_coefficient": 0.1, "advantages": "dr_grpo"}
+    run = fake_run(**fields, **weights)
+    run.state.step = np.array((run.config.steps - 1) // 3)
+    run.state.kl_scale = np.array(1.5, np.float32)
+    _, advantages = make_train_batches(run, groups)
+    lengths = (groups.rollout.mask & groups.scores.valid[:, :, None]).sum(-1)
+    kl = np.exp(-0.5) - 0.5
+    rewards = groups.scores.total - np.float32(expected * kl) * lengths
+    np.testing.assert_allclose(
+        advantages.advantages, group_advantages(rewards, groups.scores.valid, kind="dr_grpo"), atol=1e-6
+    )
 
 
 def test_updates_have_alike_many_groups_with_signal_where_those_stand_first():

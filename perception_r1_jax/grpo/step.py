@@ -34,9 +34,10 @@ class TrainStep:
     One program adds a micro-batch's share of the gradient, another updates the state. The first compiles once for each
     buckets that micro-batches have (`micro_batches.cut_batch`), the second once. Each micro-batch adds its share of the
     batch's loss (`aggregation.token_weights`), so the split changes nothing but rounding. A gradient whose norm is not
-    finite leaves parameters and optimizer as they were, bit for bit, and is counted in the state. A micro-batch
-    without any token that counts is left out. With `grpo.drop_flat_groups` no token of a group without advantages
-    counts, of which then the metrics, a KL term and an entropy bonus know nothing; those of others weigh as before.
+    finite leaves parameters, optimizer and KL scale as they were, bit for bit, and is counted in the state. A
+    micro-batch without any token that counts is left out. With `grpo.drop_flat_groups` no token of a group without
+    advantages counts, of which then the metrics, a KL term and an entropy bonus know nothing; those of others weigh as
+    before.
 
     The metrics are float32 scalars: `loss`, `grad_norm` (before clipping), `update_norm`, `tokens`, `skipped` (so far
     in the run), `kl_coefficient` of a run with a KL term, and means over tokens, NaN where there are none: `entropy`,
@@ -92,7 +93,8 @@ class TrainStep:
                 metrics["kl_coefficient"] = kl_weight
             if config.grpo.kl_schedule == "adaptive":
                 scale = adapted_scale(state.kl_scale, metrics["kl"], config.grpo.kl_target)
-                state = dataclasses.replace(state, kl_scale=scale)
+                taken = jnp.isfinite(metrics["grad_norm"])
+                state = dataclasses.replace(state, kl_scale=jnp.where(taken, scale, state.kl_scale))
             return state, metrics
 
         self._zeros = jax.jit(zeros, out_shardings=grad_shardings)

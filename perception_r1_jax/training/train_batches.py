@@ -30,11 +30,12 @@ def make_train_batches(run: Run, groups: Groups) -> tuple[list[TrainBatch], Grou
         advantages=advantages.advantages,
         rollout_logps=rollout.logps,
     )
-    batch = run.add_log_probs(run.state.params, batch)
+    batch = run.add_log_probs(run.state.params, batch if kl_in_reward else run.train_step.looked_at(batch))
     if kl_in_reward:
         penalised = _advantages(run, scores, scores.total - _kl_penalty(run, batch)).advantages
         advantages = dataclasses.replace(advantages, advantages=penalised)
-        batch = dataclasses.replace(batch, advantages=penalised, mask=counted)
+        batch = dataclasses.replace(batch, advantages=penalised)
+    batch = dataclasses.replace(batch, mask=counted)
     shares = (slice(update, None, updates) for update in range(updates))  # dynamic sampling puts signal first
     return [jax.tree.map(lambda x, rows=rows: x[rows], batch) for rows in shares], advantages
 

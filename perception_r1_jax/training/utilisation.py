@@ -19,12 +19,15 @@ def utilisation(run: Run, batches: Sequence[TrainBatch], seconds: float) -> dict
 
     `train/tflops` is 1e12 operations a second of all devices together that the batch needs: each prompt and each
     response once, without padding and without what is computed a second time in the backward pass; what
-    `grpo.drop_flat_groups` leaves out is not counted. `_padded` counts what goes through the model, `_text` leaves the
-    vision tower out. `train/mfu...` are the shares of the devices' bfloat16 speed, where that is known.
+    `grpo.drop_flat_groups` leaves out is not counted, nor are truncated responses outside the loss whose KL a reward
+    takes. `_padded` counts what goes through the model, `_text` leaves the vision tower out. `train/mfu...` are the
+    shares of the devices' bfloat16 speed, where that is known.
     """
-    trained = [(run.train_step.looked_at(batch), run.train_step.micro_batches(batch)) for batch in batches]
-    more = _log_prob_passes(run)
-    passed = [(batch, cut_batch(batch.prompts, batch.mask, run.config)) for batch in batches] if any(more) else []
+    looked_at = [run.train_step.looked_at(batch) for batch in batches]
+    trained = [(batch, cut_batch(batch.prompts, batch.mask, run.config)) for batch in looked_at]
+    more, passed = _log_prob_passes(run), trained
+    if run.config.grpo.kl_in == "reward":  # of all responses, so that their advantages are known
+        passed = [(batch, cut_batch(batch.prompts, batch.mask, run.config)) for batch in batches]
     gradient, others = _work(run, trained, gradient_passes(run.config)), _work(run, passed, more)
     metrics = {}
     for suffix in ("", "_padded"):
