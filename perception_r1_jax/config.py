@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -509,17 +509,19 @@ def arithmetic(
     ]
     if config.fidelity == "paper":
         lines.insert(0, ("fidelity", "paper: " + ", ".join(f"{field} = {value}" for field, value in PAPER.items())))
-    lines += [("note", note) for note in rows_note(config, mesh)]
+    lines += [("note", note) for note in notes(config, mesh)]
     return "\n".join(f"  {name:<14} {text}" for name, text in lines)
 
 
-def rows_note(config: ConfigDict, mesh: Mapping[str, int]) -> list[str]:
-    """What to know of a mesh that a micro-batch cannot be split over; nothing where it can."""
+def notes(config: ConfigDict, mesh: Mapping[str, int]) -> Iterator[str]:
+    """What is allowed and hardly meant."""
     ways, rows = mesh["data"] * mesh["fsdp"], config.grpo.micro_batch_prompts
-    if rows % ways == 0:
-        return []
-    text = f"{ways} devices (data x fsdp) do not divide the {rows} rows of a micro-batch: each computes them all."
-    return [f"{text} Set grpo.micro_batch_prompts to a multiple of {ways}."]
+    if rows % ways:
+        text = f"{ways} devices (data x fsdp) do not divide the {rows} rows of a micro-batch: each computes them all."
+        yield f"{text} Set grpo.micro_batch_prompts to a multiple of {ways}."
+    if config.rollout.max_rounds > 1 and not config.grpo.importance_cap:
+        text = "groups that a step carries over count as if the next step's policy had drawn them."
+        yield f"{text} Set grpo.importance_cap, mostly to 2, to weigh their tokens by how likely they are to it."
 
 
 def _updates(config: ConfigDict) -> str:

@@ -441,6 +441,13 @@ def test_rows_that_the_devices_do_not_divide_are_noted(config, mesh, noted):
     assert ("note" in text) == noted
 
 
+@pytest.mark.parametrize(("rounds", "cap", "noted"), [(1, 0.0, False), (2, 0.0, True), (2, 2.0, False)])
+def test_groups_that_are_carried_over_without_being_weighed_are_noted(config, rounds, cap, noted):
+    config.rollout.max_rounds, config.grpo.importance_cap = rounds, cap
+    text = arithmetic(config, problems=8, parameters=1, judge_parameters=1, mesh={"data": 1, "fsdp": 1})
+    assert ("Set grpo.importance_cap, mostly to 2" in text) == noted
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -12,7 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from perception_r1_jax.config import rows_note
+from perception_r1_jax.config import notes
 from perception_r1_jax.errors import UserError
 from perception_r1_jax.inference.reshard import host_memory
 from perception_r1_jax.models import ModelConfig, count_params
@@ -126,4 +126,4 @@ def _layout(run: PlannedRun) -> list[str]:
     lines.append(f"rollouts: {run.rollouts.layout()}")
     if run.judging:
         lines.append(f"judge {count_params(run.judge) / 1e9:.2f} B: {run.judging.layout()}")
-    return [*lines, *(f"note: {note}" for note in rows_note(run.config, run.mesh.shape))]
+    return [*lines, *(f"note: {note}" for note in notes(run.config, run.mesh.shape))]
