@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from perception_r1_jax.config import optimizer_steps
 from perception_r1_jax.errors import UserError
 from perception_r1_jax.grpo.kl import has_kl
 from perception_r1_jax.grpo.step import LogProbs, TrainStep
@@ -99,7 +100,7 @@ def plan_models(config: ConfigDict, target: Target, policy: ModelConfig, judge: 
         fields = {name: config.judge[name] for name in names} | fields
         return Engine(judge, None, mesh, dtype=dtype, memory=target.memory, **fields)
 
-    optimizer = make_optimizer(config.optimizer, config.steps, fidelity=config.fidelity)
+    optimizer = make_optimizer(config.optimizer, optimizer_steps(config), fidelity=config.fidelity)
     return PlannedRun(
         config=config,
         mesh=mesh,
@@ -250,7 +251,7 @@ def judge_calls(run: PlannedRun) -> list[Calls | ChoiceCalls]:
 
 
 def _train_step(run: PlannedRun) -> list[Program]:
-    optimizer = make_optimizer(run.config.optimizer, run.config.steps, fidelity=run.config.fidelity)
+    optimizer = make_optimizer(run.config.optimizer, optimizer_steps(run.config), fidelity=run.config.fidelity)
     step = TrainStep(run.policy, run.config, run.mesh, optimizer, banned_ids=shapes.banned_ids(run.policy))
     state, params, weights = run.state, run.state.params, shapes.micro_batch_weights(run.config)
     batch, weights = abstract_batch(run.mesh, (shapes.micro_batch(run.config, run.policy), weights))
