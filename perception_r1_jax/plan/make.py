@@ -53,7 +53,7 @@ def make_plan(config: ConfigDict, topology: str, on_program: Callable[[Measured]
     compilers = max(1, min(os.cpu_count(), COMPILERS, len(chosen), host_memory() // COMPILER_BYTES))
     shortest_last = sorted(chosen, key=lambda program: program.name.startswith(("rollout/", "evaluation/")))
     if target.is_tpu:
-        # libtpu compiles one program at a time in a process, the greater part of it on one core.
+        # libtpu compiles one program at a time in a process, and not all of that on every core.
         pool = ProcessPoolExecutor(compilers, multiprocessing.get_context("spawn"), _start, (config, topology))
         futures = {pool.submit(_measure_named, program.name): program for program in shortest_last}
     else:
