@@ -145,7 +145,11 @@ def test_a_micro_batch_has_the_shapes_that_the_loop_makes(updates):
         return dataclasses.replace(batch, old_logps=batch.rollout_logps if updates > 1 else None)
 
     run = types.SimpleNamespace(
-        config=config, mesh=make_mesh(), add_log_probs=add_log_probs, state=types.SimpleNamespace(params=None)
+        config=config,
+        mesh=make_mesh(),
+        add_log_probs=add_log_probs,
+        state=types.SimpleNamespace(params=None),
+        train_step=types.SimpleNamespace(looked_at=lambda batch: batch),
     )
     batches, _ = make_train_batches(run, Groups([], rollout, scores, prompts))
     cut = [(batch, one) for batch in batches for one in cut_batch(batch.prompts, batch.mask, config)]
