@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import os
-from collections.abc import Callable
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
@@ -55,34 +56,43 @@ def make_plan(config: ConfigDict, topology: str, on_program: Callable[[Measured]
     if target.is_tpu:
         # libtpu compiles one program at a time in a process, and not all of that on every core.
         pool = ProcessPoolExecutor(compilers, multiprocessing.get_context("spawn"), _start, (config, topology))
-        futures = {pool.submit(_measure_named, program.name): program for program in shortest_last}
+        submit = lambda program: pool.submit(_measure_named, program.name)  # noqa: E731
     else:
         pool = ThreadPoolExecutor(compilers)
-        futures = {pool.submit(_measure, run, program, target): program for program in shortest_last}
-    programs = _collect(pool, futures, on_program)
+        submit = lambda program: pool.submit(_measure, run, program, target)  # noqa: E731
+    with pool:
+        programs = _collect(submit, shortest_last, compilers, on_program)
     programs = [programs[program.name] for program in chosen]
     advice = {program.name: advise(run, program) for program in programs if not program.fits}
     return Plan(target, _layout(run), [*run.problems, *problems], programs, advice, only)
 
 
 def _collect(
-    pool: Executor, futures: dict[Future[Measured], Program], on_program: Callable[[Measured], None]
+    submit: Callable[[Program], Future[Measured]],
+    programs: Sequence[Program],
+    at_once: int,
+    on_program: Callable[[Measured], None],
 ) -> dict[str, Measured]:
-    """What was measured, by name. After an error what has not begun does not begin."""
-    with pool:
-        for future in as_completed(futures):
+    """What was measured, by name. A program begins when another has come back, so after an error none begins."""
+    waiting, running, measured = deque(programs), {}, {}
+    while waiting or running:
+        while waiting and len(running) < at_once:
+            program = waiting.popleft()
+            running[submit(program)] = program
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            program = running.pop(future)
             try:
-                on_program(future.result())
+                measured[program.name] = future.result()
             except BrokenProcessPool as error:
                 raise UserError(
                     "a process that compiled was killed, most likely because this machine's memory is full: one takes "
                     f"up to {COMPILER_BYTES / 1e9:.0f} GB. Free some, or plan a part at a time with --only."
                 ) from error
             except Exception as error:
-                pool.shutdown(wait=False, cancel_futures=True)
-                error.add_note(f"This was {futures[future].name}, of the programs of this run.")
+                error.add_note(f"This was {program.name}, of the programs of this run.")
                 raise
-    return {program.name: future.result() for future, program in futures.items()}
+            on_program(measured[program.name])
+    return measured
 
 
 def _measure(run: PlannedRun, program: Program, target: Target) -> Measured:
