@@ -11,8 +11,9 @@ made responses of another length.
 
 Ours does so by the training loop's own verbs, without a judge: answers are compared by math-verify in two workers;
 picture and prompt are computed once for a group, in rollout and update. TRL generates with transformers and compares
-answers as strings; it computes picture and prompt for each response. At its defaults it computes layers again in the
-backward pass; in "tuned" it does not, with half as many responses at a time, and malloc keeps what is freed.
+answers as strings; it computes picture and prompt for each response. At their defaults both sides compute layers again
+in the backward pass; in "tuned" neither does, TRL has half as many responses at a time, and its malloc keeps what is
+freed.
 TRL_PYTHON names the Python of an environment that has it; without it only ours is timed. Each side has a process of its
 own, and memory is its peak.
 """
@@ -78,6 +79,8 @@ def beside_peer(folder: Path, quick: bool, speed: str, memory: str, *, tuned: bo
     with contextlib.ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         config = prepare_run(folder, scratch, work)
+        if tuned:
+            config.model.remat = "none"
         found = {"ours": stack.enter_context(Side(our_side, config, scratch / "run"))}
         if measure.has_peer(VARIABLE in os.environ):
             found["peer"] = stack.enter_context(peer_side(config, tuned=tuned))
@@ -170,7 +173,7 @@ def make_config(model: Path, data: Path, work: Work, length: int, windows: int) 
     config.steps = 1000
     config.format_instruction = ""
     config.data.path, config.data.shuffle = str(data), False
-    config.model.path, config.model.dtype, config.model.remat = str(model), "float32", "none"
+    config.model.path, config.model.dtype = str(model), "float32"
     config.rollout.prompts_per_step, config.rollout.samples_per_prompt = work.prompts, work.samples
     config.rollout.prompt_buckets, config.rollout.window_buckets = (length,), (windows,)
     config.rollout.response_buckets, config.rollout.min_new_tokens = (work.new_tokens,), work.new_tokens

@@ -102,14 +102,14 @@ def has_peer(there: bool) -> bool:
 
 
 def machine() -> dict[str, str]:
-    """What the numbers depend on beside the code: device, processor, cores, versions, XLA's flags."""
+    """What the numbers depend on beside the code: device, processor, cores, versions, settings of XLA and malloc."""
     return {
         "device": device()[1],
         "processor": _processor(),
         "cores": str(os.cpu_count()),
         "python": platform.python_version(),
         **{name: _version(name) for name in PACKAGES},
-        "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
+        **{name: os.environ.get(name, "") for name in ("XLA_FLAGS", "GLIBC_TUNABLES")},
     }
 
 

@@ -2,9 +2,10 @@
 
     python benchmarks/train_step.py [--quick] [--only WORKLOAD] --json OUT
 
-Both sides start from the same checkpoint, prompts and responses, in float32, with the same loss and AdamW. Before
-anything is timed their first gradients must have the same norm. "tuned" is the peer with the settings that are best
-for it here: fused AdamW, and malloc keeping what is freed. Each side has a process of its own, and memory is its peak.
+Both sides start from the same checkpoint, prompts and responses, in float32, with the same loss and AdamW. Ours takes a
+group at a time. Before anything is timed their first gradients must have the same norm. "tuned" is the peer with the
+settings that are best for it here: fused AdamW, and malloc keeping what is freed. Each side has a process of its own,
+and memory is its peak.
 """
 
 from __future__ import annotations
@@ -47,22 +48,17 @@ class Work(NamedTuple):
 def group(folder: Path, quick: bool) -> list[Case]:
     """Responses per second of a group that shares a picture of some 1,000 tokens, and the memory of each side."""
     work = Work(1, 8, 8, 90) if quick else Work(1, 8, 128, 900)
-    speed, peaks = beside_peers(folder, work, {"group": "peer", "tuned": "tuned"}, rounds=1 if quick else 3)
-    ours = peaks.pop("ours")
-    least = min(peaks.values(), default=None)
-    return [*speed, measure.compare("peak_memory", "MiB", ours, least, less_is_better=True)]
+    return beside_peers(folder, work, {"group": "peer", "tuned": "tuned"}, "peak_memory", 1 if quick else 3)
 
 
 def single(folder: Path, quick: bool) -> list[Case]:
     """The same with one response to a prompt: nothing to share."""
     work = Work(2, 1, 8, 90) if quick else Work(4, 1, 128, 900)
-    return beside_peers(folder, work, {"single": "peer", "alone_tuned": "tuned"}, rounds=1 if quick else 3)[0]
+    return beside_peers(folder, work, {"single": "peer", "alone_tuned": "tuned"}, "alone_memory", 1 if quick else 3)
 
 
-def beside_peers(
-    folder: Path, work: Work, names: Mapping[str, str], rounds: int
-) -> tuple[list[Case], dict[str, float]]:
-    """The cases of ours beside one side of the peer after the other, and the peak memory of each side in MiB.
+def beside_peers(folder: Path, work: Work, names: Mapping[str, str], memory: str, rounds: int) -> list[Case]:
+    """The cases of ours beside one side of the peer after the other, and its memory beside the lesser of the peer's.
 
     One after the other, since both of the peer's would not fit into memory beside each other.
     """
@@ -75,7 +71,8 @@ def beside_peers(
             peaks |= {side: process.peak() for side, process in found.items()}
         if not has_torch():
             break
-    return speed, peaks
+    ours = peaks.pop("ours")
+    return [*speed, measure.compare(memory, "MiB", ours, min(peaks.values(), default=None), less_is_better=True)]
 
 
 def time_sides(name: str, found: Mapping[str, Callable[[], float]], work: Work, rounds: int) -> Case:
@@ -144,7 +141,7 @@ def make_config(work: Work) -> ConfigDict:
     config.model.dtype, config.model.remat = "float32", "none"
     config.rollout.prompts_per_step, config.rollout.samples_per_prompt = work.prompts, work.samples
     config.rollout.response_buckets = (work.new_tokens,)
-    config.grpo.micro_batch_prompts, config.grpo.micro_batch_samples = work.prompts, work.samples
+    config.grpo.micro_batch_prompts, config.grpo.micro_batch_samples = 1, work.samples
     config.grpo.log_prob_chunk = work.samples * work.new_tokens
     return config
 

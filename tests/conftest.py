@@ -32,6 +32,20 @@ jax.config.update("jax_default_matmul_precision", "highest")
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
+@pytest.fixture
+def compiled_anew():
+    """What a test compiles is not left in the cache.
+
+    On a CPU all-to-alls of a program that was read back have lost their place among the other collectives, and devices
+    may wait for each other until they are ended.
+    """
+    name = "jax_persistent_cache_min_compile_time_secs"
+    least = getattr(jax.config, name)
+    jax.config.update(name, float("inf"))
+    yield
+    jax.config.update(name, least)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data beside the repository, or the one that PERCEPTION_R1_SHARED names."""

@@ -10,7 +10,7 @@ import pytest
 from benchmarks import measure, train_step
 from benchmarks.side import Side
 
-CASES = {"group": {"group", "tuned", "peak_memory"}, "single": {"single", "alone_tuned"}}
+CASES = {"group": {"group", "tuned", "peak_memory"}, "single": {"single", "alone_tuned", "alone_memory"}}
 
 
 @pytest.mark.slow

@@ -88,6 +88,7 @@ def test_micro_batches_do_not_matter(prompts, samples):
     assert_same(split.gradient(make_batch()), reference())
 
 
+@pytest.mark.usefixtures("compiled_anew")
 @pytest.mark.parametrize(
     ("shape", "prompts", "samples", "drop"),
     [((2, 2, 2), 4, 2, False), ((1, 8, 1), 8, 4, False), ((2, 4, 1), 8, 2, True)],

@@ -44,6 +44,7 @@ def trained(host_memory: bool, **fields):
 
 
 @pytest.mark.parametrize("fields", [{}, {"optimizer__moments_dtype": "bfloat16", "optimizer__name": "muon"}])
+@pytest.mark.usefixtures("compiled_anew")
 def test_the_update_is_the_same_bit_for_bit(fields):
     jax.tree.map(np.testing.assert_array_equal, trained(True, **fields), trained(False, **fields))
 

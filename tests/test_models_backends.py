@@ -139,6 +139,7 @@ def test_a_group_by_splash_is_the_group_by_xla(lengths):
         assert relative_difference(a, b) < 1e-5
 
 
+@pytest.mark.usefixtures("compiled_anew")
 @pytest.mark.parametrize("shape", [(2, 2, 2)])
 def test_a_step_by_splash_is_the_step_by_xla_on_eight_devices(shape):
     got, metrics = Trainer(make_mesh(*shape), model__attention="splash", model__remat="full").gradient(make_batch())

@@ -69,6 +69,7 @@ def test_rows_of_one_conversation_give_the_same_update():
     assert_same(gradient(apart()), reference())
 
 
+@pytest.mark.usefixtures("compiled_anew")
 def test_eight_devices_take_the_step_of_one():
     assert_same(gradient(packed(), mesh=make_mesh(2, 2, 2)), reference())
 

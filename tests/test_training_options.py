@@ -74,6 +74,7 @@ def test_a_run_with_every_option_of_the_loss_continues_bit_for_bit(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, *trained)
 
 
+@pytest.mark.usefixtures("compiled_anew")
 def test_eight_devices_take_the_step_of_one(finished, tmp_path, monkeypatch):
     monkeypatch.setattr(setup, "make_mesh", make_mesh)
     train(small_config(**{"steps": 1, "mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}), tmp_path)

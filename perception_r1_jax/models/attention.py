@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+import functools
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from perception_r1_jax.errors import UserError
-from perception_r1_jax.models.blocks import map_blocks
+from perception_r1_jax.models.softmax_blocks import attend_in_blocks
 from perception_r1_jax.models.splash import splash_attention
 from perception_r1_jax.records import AnyArray
 
@@ -48,15 +47,18 @@ class Segments:
     def mask(self) -> Bool[Array, "B T S"]:
         """All pairs."""
         index = jnp.broadcast_to(jnp.arange(self.queries.shape[1])[None], self.queries.shape)
-        return self.rows((jnp.asarray(self.queries), index))
+        return segment_mask((jnp.asarray(self.queries), index), self.keys, causal=self.causal, offset=self.offset)
 
-    def rows(self, queries: tuple[Int[Array, "B b"], Int[Array, "B b"]]) -> Bool[Array, "B b S"]:
-        """Those of some queries, given their segments and places."""
-        segments, index = queries
-        same = segments[:, :, None] == self.keys[:, None]
-        if not self.causal:
-            return same
-        return same & (jnp.arange(self.keys.shape[1])[None, None] <= index[:, :, None] + self.offset)
+
+def segment_mask(
+    queries: tuple[Int[Array, "B b"], Int[Array, "B b"]], keys: Int[AnyArray, "B S"], *, causal: bool, offset: int
+) -> Bool[Array, "B b S"]:
+    """Rows of `Segments.mask`, given the segments and places of these queries."""
+    segments, index = queries
+    same = segments[:, :, None] == keys[:, None]
+    if not causal:
+        return same
+    return same & (jnp.arange(keys.shape[1])[None, None] <= index[:, :, None] + offset)
 
 
 def attention(
@@ -89,24 +91,20 @@ def _in_blocks(q, k, v, mask):
     of a softmax are independent, so the result is the same. A query without any key gets the mean of the values, a
     finite number that nobody reads.
     """
-    length = q.shape[1]
-    count = -(-length // QUERY_BLOCK)
-    rows, mask_of = _rows(mask, q.shape[:2])
-
-    def attend(block):
-        return _attend(block[0], k, v, mask_of(block[1]))
-
-    if count == 1:
-        return jax.checkpoint(attend, prevent_cse=False)((q, rows))
-    return map_blocks(attend, (q, rows), -(-length // count))
-
-
-def _rows(mask: jax.Array | Segments, shape: tuple[int, int]) -> tuple[Any, Callable[[Any], jax.Array]]:
-    """What says of each query to what it may attend, [B, T, ...], and the function that makes masks of it."""
+    n, length = q.shape[:2]
+    size = -(-length // -(-length // QUERY_BLOCK))
     if isinstance(mask, Segments):
-        index = jnp.broadcast_to(jnp.arange(shape[1])[None], shape)
-        return (jnp.asarray(mask.queries), index), mask.rows
-    return jnp.broadcast_to(mask, (*shape, mask.shape[2])), lambda rows: rows
+        index = jnp.broadcast_to(jnp.arange(length)[None], (n, length))
+        rows, seen = (jnp.asarray(mask.queries), index), jnp.asarray(mask.keys)
+        of_block = functools.partial(segment_mask, causal=mask.causal, offset=mask.offset)
+    else:
+        rows, seen, of_block = jnp.broadcast_to(mask, (n, length, mask.shape[2])), None, _its_rows
+    return attend_in_blocks(functools.partial(_attend, of_block), size, q, rows, (k, v), seen)
+
+
+def _its_rows(rows, seen):
+    """Of a mask that is an array."""
+    return rows
 
 
 def check_backend(backend: str, platform: str) -> None:
@@ -136,31 +134,26 @@ def packed_segments(segment_ids: Int[AnyArray, "B T"]) -> Segments:
     return Segments(segment_ids, segment_ids, causal=True)
 
 
-def _attend(q, k, v, mask):
-    """The queries of all heads that share a key head stand in one run: every product is then one of plain matrices."""
-    grouped, k, v = jnp.moveaxis(_grouped(q, k), 1, 3), jnp.moveaxis(k, 1, 2), jnp.moveaxis(v, 1, 2)
-    by_head, runs = grouped.shape[:-1] + k.shape[2:3], (*grouped.shape[:2], -1)
-    scores = _scores("bkqh,bksh->bkqs", grouped.reshape(*runs, q.shape[-1]), k).reshape(by_head)
-    weights = jax.nn.softmax(_masked(scores, mask[:, None, None]), axis=-1).reshape(*runs, k.shape[2])
-    out = _weigh("bkqs,bksh->bkqh", weights, v).reshape(grouped.shape)
-    return jnp.moveaxis(out, 3, 1).reshape(q.shape).astype(q.dtype)
+def _attend(mask_of, q, rows, keys, seen, top):
+    """`softmax_blocks.Attend`.
+
+    The queries of all heads that share a key head stand in one run: every product is then one of plain matrices.
+    """
+    k, v = (jnp.moveaxis(x, 1, 2) for x in keys)
+    n, b, heads, size = q.shape
+    kv_heads = k.shape[1]
+    by_head = (n, kv_heads, heads // kv_heads, b)
+    runs = jnp.moveaxis(q.reshape(n, b, *by_head[1:3], size), 1, 3).reshape(n, kv_heads, -1, size)
+    scores = jnp.einsum("bkqh,bksh->bkqs", runs, k, preferred_element_type=jnp.float32) * size**-0.5
+    scores = jnp.where(mask_of(rows, seen)[:, None, None], scores.reshape(*by_head, -1), LEAST)
+    top = scores.max(-1) if top is None else jnp.moveaxis(top.reshape(n, b, *by_head[1:3]), 1, 3)
+    weights = jnp.exp(scores - top[..., None])
+    by_run = weights.reshape(n, kv_heads, -1, weights.shape[-1]).astype(v.dtype)
+    sums = jnp.einsum("bkqs,bksh->bkqh", by_run, v, preferred_element_type=jnp.float32)
+    return tuple(_by_token(x) for x in (sums.reshape(*by_head, size), weights.sum(-1), top))
 
 
-def _grouped(q, k):
-    """[..., heads, H] -> [..., kv_heads, heads / kv_heads, H]: the query heads that share a key head side by side."""
-    return q.reshape(*q.shape[:-2], k.shape[-2], -1, q.shape[-1])
-
-
-def _scores(equation, q, k):
-    """float32 scores."""
-    return jnp.einsum(equation, q, k, preferred_element_type=jnp.float32) * (q.shape[-1] ** -0.5)
-
-
-def _masked(scores, mask):
-    """The least finite number where the mask is false."""
-    return jnp.where(mask, scores, LEAST)
-
-
-def _weigh(equation, weights, v):
-    """float32 weighted sums of the values, multiplied in the values' dtype."""
-    return jnp.einsum(equation, weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+def _by_token(x):
+    """[B, kv_heads, heads / kv_heads, T, ...] -> [B, T, heads, ...]."""
+    x = jnp.moveaxis(x, 3, 1)
+    return x.reshape(*x.shape[:2], -1, *x.shape[4:])

@@ -23,17 +23,24 @@ def map_blocks(function: Callable[[Any], Any], xs: Any, size: int) -> Any:
     length = jax.tree.leaves(xs)[0].shape[1]
     # The map already keeps XLA from merging the recomputation with the forward pass.
     step = jax.checkpoint(function, prevent_cse=False)
-    out = jax.lax.map(step, jax.tree.map(lambda x: _split(x, size), xs))
-    return jax.tree.map(lambda x: _join(x)[:, :length], out)
+    return join_blocks(jax.lax.map(step, split_blocks(xs, size)), length)
+
+
+def split_blocks(xs: Any, size: int) -> Any:
+    """A tree of arrays [B, T, ...] -> [blocks, B, size, ...], the last block filled up with zeros."""
+    return jax.tree.map(lambda x: _split(x, size), xs)
+
+
+def join_blocks(blocks: Any, length: int) -> Any:
+    """A tree of arrays [blocks, B, size, ...] -> [B, length, ...], without what filled the last block up."""
+    return jax.tree.map(lambda x: _join(x)[:, :length], blocks)
 
 
 def _split(x, size):
-    """[B, T, ...] -> [blocks, B, size, ...]."""
     x = jnp.pad(x, [(0, 0), (0, -x.shape[1] % size)] + [(0, 0)] * (x.ndim - 2))
     return jnp.moveaxis(x.reshape(x.shape[0], -1, size, *x.shape[2:]), 1, 0)
 
 
 def _join(x):
-    """[blocks, B, size, ...] -> [B, blocks * size, ...]."""
     x = jnp.moveaxis(x, 0, 1)
     return x.reshape(x.shape[0], -1, *x.shape[3:])

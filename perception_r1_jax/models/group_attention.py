@@ -18,12 +18,11 @@ and one softmax goes over both.
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Shaped
 
 from perception_r1_jax.models.attention import LEAST, QUERY_BLOCK, Segments, attention, packed_segments
-from perception_r1_jax.models.blocks import map_blocks
+from perception_r1_jax.models.softmax_blocks import attend_in_blocks
 from perception_r1_jax.records import AnyArray
 
 
@@ -61,11 +60,10 @@ def group_attention(
     def responses(x):  # [N, C, G, ...]
         return jnp.swapaxes(x[:, length:].reshape(n, g, c, *x.shape[2:]), 1, 2)
 
-    def attend(block):
-        return _attend(*block, k[:, :length], v[:, :length], responses(k), responses(v), in_prompt, in_response)
-
     index = jnp.broadcast_to(jnp.arange(c)[None], (n, c))
-    of_responses = map_blocks(attend, (responses(q), index), min(max(QUERY_BLOCK // g, 1), c))
+    keys = tuple((x[:, :length], responses(x)) for x in (k, v))
+    size = min(max(QUERY_BLOCK // g, 1), c)
+    of_responses = attend_in_blocks(_attend, size, responses(q), index, keys, (in_prompt, in_response))
     return jnp.concatenate([of_prompt, jnp.swapaxes(of_responses, 1, 2).reshape(n, g * c, *q.shape[2:])], axis=1)
 
 
@@ -76,20 +74,17 @@ def _after_prompt(prompt: Shaped[Array, "N L *D"], own: Shaped[Array, "N G C *D"
     return jnp.concatenate([prompts, own], axis=2).reshape(n * g, -1, *own.shape[3:])
 
 
-def _attend(
-    q: Float[Array, "N b G heads H"],
-    index: Int[Array, "N b"],
-    prompt_k: Float[Array, "N L kv_heads H"],
-    prompt_v: Float[Array, "N L kv_heads H"],
-    own_k: Float[Array, "N C G kv_heads H"],
-    own_v: Float[Array, "N C G kv_heads H"],
-    in_prompt: Bool[AnyArray, "N L"],
-    in_response: Bool[AnyArray, "N G C"],
-) -> Float[Array, "N b G heads H"]:
-    """The tokens at `index` of every response; all queries that meet the same keys stand in one run."""
-    n, b, g, _, size = q.shape
+def _attend(q, index, keys, seen, top):
+    """`softmax_blocks.Attend` for the tokens at `index` of every response, q [N, b, G, heads, H].
+
+    All queries that meet the same keys stand in one run.
+    """
+    (prompt_k, own_k), (prompt_v, own_v) = keys
+    in_prompt, in_response = seen
+    n, b, g, heads, size = q.shape
     kv_heads = prompt_k.shape[2]
-    grouped = jnp.transpose(q.reshape(n, b, g, kv_heads, -1, size), (0, 3, 2, 4, 1, 5))  # [N, kv, G, r, b, H]
+    by_head = (n, b, g, kv_heads, heads // kv_heads)
+    grouped = jnp.transpose(q.reshape(*by_head, size), (0, 3, 2, 4, 1, 5))  # [N, kv, G, r, b, H]
     shape = grouped.shape[:-1]
     with_prompt, with_own = (n, kv_heads, -1), (n, kv_heads, g, -1)
 
@@ -98,17 +93,25 @@ def _attend(
         return products.reshape(*shape, -1) * (size**-0.5)
 
     before = jnp.arange(own_k.shape[1])[None, None] <= index[..., None]
-    seen = before[:, None] & in_response[:, :, None]  # [N, G, b, C]
+    mine = before[:, None] & in_response[:, :, None]  # [N, G, b, C]
     to_prompt = jnp.where(in_prompt[:, None, None, None, None], scores("nkqh,nskh->nkqs", with_prompt, prompt_k), LEAST)
-    to_own = jnp.where(seen[:, None, :, None], scores("nkgqh,nsgkh->nkgqs", with_own, own_k), LEAST)
-    top = jax.lax.stop_gradient(jnp.maximum(to_prompt.max(-1), to_own.max(-1)))[..., None]
-    to_prompt, to_own = jnp.exp(to_prompt - top), jnp.exp(to_own - top)
+    to_own = jnp.where(mine[:, None, :, None], scores("nkgqh,nsgkh->nkgqs", with_own, own_k), LEAST)
+    if top is None:
+        top = jnp.maximum(to_prompt.max(-1), to_own.max(-1))
+    else:
+        top = jnp.transpose(top.reshape(by_head), (0, 3, 2, 4, 1))
+    to_prompt, to_own = (jnp.exp(scores - top[..., None]) for scores in (to_prompt, to_own))
 
     def weigh(equation, weights, runs, values):
         weights = weights.astype(values.dtype).reshape(*runs, weights.shape[-1])
         return jnp.einsum(equation, weights, values, preferred_element_type=jnp.float32).reshape(*shape, size)
 
-    out = weigh("nkqs,nskh->nkqh", to_prompt, with_prompt, prompt_v)
-    out += weigh("nkgqs,nsgkh->nkgqh", to_own, with_own, own_v)
-    out /= (to_prompt.sum(-1) + to_own.sum(-1))[..., None]
-    return jnp.transpose(out, (0, 4, 2, 1, 3, 5)).reshape(q.shape).astype(q.dtype)
+    sums = weigh("nkqs,nskh->nkqh", to_prompt, with_prompt, prompt_v)
+    sums += weigh("nkgqs,nsgkh->nkgqh", to_own, with_own, own_v)
+    return tuple(_by_token(x) for x in (sums, to_prompt.sum(-1) + to_own.sum(-1), top))
+
+
+def _by_token(x):
+    """[N, kv_heads, G, heads / kv_heads, b, ...] -> [N, b, G, heads, ...]."""
+    x = jnp.moveaxis(jnp.moveaxis(x, 4, 1), 2, 3)
+    return x.reshape(*x.shape[:3], -1, *x.shape[5:])

@@ -41,8 +41,7 @@ class VisionAttention(nnx.Module):
     ) -> Float[Array, "N W 64 hidden"]:
         q, k, v = jnp.moveaxis(self.qkv(x), 3, 0)
         q, k = rotate(q, angles), rotate(k, angles)
-        # What a branch keeps for the backward pass is kept for every layer of the scan.
-        pictures = jax.checkpoint(functools.partial(_attend_pictures, backend=backend), prevent_cse=False)
+        pictures = functools.partial(_attend_pictures, backend=backend)
         out = jax.lax.cond(full, pictures, _attend_windows, q, k, v, valid, image_ids)
         return self.o(out)
 
