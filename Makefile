@@ -16,7 +16,7 @@ CLAIM ?= runs/claim/records
 # short ones come last; by their numbers of tests, as xdist would have them, those of few and long tests.
 PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder --durations 15
 
-.PHONY: train claim mini-inputs mini-models test test-slow lint environment
+.PHONY: train claim mini-inputs mini-models test test-slow test-gpu lint environment
 
 # Perception-R1 in miniature, and its report. Stopped at any time it goes on where it was.
 train: mini-inputs
@@ -59,6 +59,10 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+# Needs jax[cuda] in the environment.
+test-gpu: $(READY)
+	JAX_PLATFORMS=cuda $(BIN)/python -m pytest -m gpu
 
 lint: $(READY)
 	$(BIN)/ruff check .

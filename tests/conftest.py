@@ -8,11 +8,12 @@ import tempfile
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers, and scripts that tests start, inherit all this
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
-        " --xla_force_host_platform_device_count=8"
-        # The programs are tiny: compiling them is what takes the time, twice as much with the newer emitters.
-        " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-    )
+    if os.environ["JAX_PLATFORMS"] == "cpu":
+        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
+            " --xla_force_host_platform_device_count=8"
+            # The programs are tiny: compiling them is what takes the time, twice as much with the newer emitters.
+            " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+        )
     # Many tests compile the same programs in functions of their own; each is compiled once per session. Small ones
     # too: reading one back takes a fifth of compiling it.
     _CACHE = tempfile.TemporaryDirectory(prefix="jax_cache_")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from perception_r1_jax.models import ModelConfig, Params, causal_mask, embed_prompts, embed_tokens, forward
+from perception_r1_jax.models import ModelConfig, Params, embed_prompts, embed_tokens, forward
 from perception_r1_jax.records import PromptBatch
 
 
@@ -22,6 +22,12 @@ def predicting_states(config: ModelConfig, params: Params, prompts: PromptBatch,
     hidden = forward(config, params, x, positions, causal_mask(valid))
     first = jnp.take_along_axis(hidden, jnp.maximum(rows.lengths - 1, 0)[:, None, None], axis=1)
     return jnp.concatenate([first, hidden[:, length:-1]], axis=1).reshape(n, g, c, -1)
+
+
+def causal_mask(valid):
+    """What each token of rows [B, T] may attend to, [B, T, T]: itself and what stands before it, if it is valid."""
+    length = valid.shape[1]
+    return jnp.tril(jnp.ones((length, length), bool))[None] & valid[:, None, :]
 
 
 def prompt_mask(prompts: PromptBatch):

@@ -1,4 +1,7 @@
-"""Backends of attention: one result, on masks that are segments. Splash is interpreted here, cudnn only lowered."""
+"""Backends of attention: one result, on masks that are segments.
+
+On a CPU splash is interpreted and cudnn only lowered; `make test-gpu` compares cudnn on a GPU.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +32,14 @@ def draw(*shape, seed=0):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape).astype(np.float32))
 
 
-def inputs(queries, keys):
-    return draw(B, queries, HEADS, H), draw(B, keys, KV_HEADS, H, seed=1), draw(B, keys, KV_HEADS, H, seed=2)
+def inputs(queries, keys, size=H):
+    return draw(B, queries, HEADS, size), draw(B, keys, KV_HEADS, size, seed=1), draw(B, keys, KV_HEADS, size, seed=2)
+
+
+def needs_gpu(test):
+    """`make test-gpu` runs it."""
+    there = jax.default_backend() == "gpu"
+    return pytest.mark.gpu(pytest.mark.skipif(not there, reason="needs a GPU: make test-gpu")(test))
 
 
 def segments(keys, seed=3):
@@ -75,6 +84,31 @@ def test_segments_are_the_mask_of_all_pairs(mask, monkeypatch):
     np.testing.assert_allclose(attention(q, k, v, mask), whole, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["packed_segments", "responses"])
+@pytest.mark.parametrize("queries", [16, 40])
+def test_causal_rows_in_spans_are_the_mask_of_all_pairs(name, queries, monkeypatch):
+    """Four spans or fewer, the last one shorter, forwards and backwards; with keys in front of the first query, too."""
+    monkeypatch.setattr("perception_r1_jax.models.attention.SPAN_QUERIES", queries)
+    mask = MASKS[name]
+    q, k, v = inputs(mask.queries.shape[1], mask.keys.shape[1])
+    seen = jnp.ones(mask.queries.shape, bool)
+    got, expected = (
+        forward_and_gradients(functools.partial(attention, mask=one), q, k, v, seen)
+        for one in (mask, jnp.asarray(by_pairs(mask)))
+    )
+    for a, b in zip(got, expected):
+        assert relative_difference(a, b) < 1e-5
+
+
+def test_no_span_meets_the_keys_behind_it(monkeypatch):
+    """Of 150 x 150 scores four spans of 38 make 38 x 38, 38 x 76, 38 x 114 and 36 x 150."""
+    monkeypatch.setattr("perception_r1_jax.models.attention.SPAN_QUERIES", 16)
+    mask = MASKS["packed_segments"]
+    made = list(shapes(jax.make_jaxpr(functools.partial(attention, mask=mask))(*inputs(150, 150)).jaxpr))
+    assert {shape[-2:] for shape in made if len(shape) == 5} >= {(38, 38), (38, 76), (38, 114), (36, 150)}
+    assert not any(shape[-2:] in ((38, 150), (150, 150)) for shape in made)
+
+
 def shapes(jaxpr):
     """Of all arrays that a program makes, those of its inner programs included."""
     for equation in jaxpr.eqns:
@@ -107,36 +141,57 @@ def forward_and_gradients(attend, q, k, v, seen):
     return out, *grads
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 0.02)])
-@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
-def test_splash_is_xla(mask, dtype, tolerance):
-    q, k, v = (x.astype(dtype) for x in inputs(mask.queries.shape[1], mask.keys.shape[1]))
+def assert_is_xla(backend, mask, dtype, tolerance, size=H):
+    q, k, v = (x.astype(dtype) for x in inputs(mask.queries.shape[1], mask.keys.shape[1], size))
     seen = jnp.asarray(mask.queries >= 0)
     got, expected = (
-        jax.jit(functools.partial(forward_and_gradients, functools.partial(attention, mask=mask, backend=backend)))(
+        jax.jit(functools.partial(forward_and_gradients, functools.partial(attention, mask=mask, backend=one)))(
             q, k, v, seen
         )
-        for backend in ("splash", "xla")
+        for one in (backend, "xla")
     )
     for a, b in zip(got, expected):
         assert a.dtype == dtype
         assert relative_difference(a.astype(jnp.float32), b.astype(jnp.float32)) < tolerance
 
 
-@pytest.mark.parametrize("lengths", [(5, 9), (16, 1)])
-def test_a_group_by_splash_is_the_group_by_xla(lengths):
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 0.02)])
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+def test_splash_is_xla(mask, dtype, tolerance):
+    assert_is_xla("splash", mask, dtype, tolerance)
+
+
+@needs_gpu
+@pytest.mark.parametrize("size", [80, 128])  # of the published vision tower's heads, of the decoders'
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+def test_cudnn_is_xla(mask, size):
+    assert_is_xla("cudnn", mask, jnp.bfloat16, 0.02, size)
+
+
+def assert_group_is_xla(backend, lengths, dtype, tolerance):
     n, g, length, c = 2, 3, 16, 12
     in_prompt = jnp.arange(length)[None] < jnp.array(lengths)[:, None]
     in_response = jnp.arange(c)[None, None] < jnp.array([[12, 4, 1], [7, 0, 12]])[..., None]
     seen = jnp.concatenate([in_prompt, in_response.reshape(n, g * c)], axis=1)
-    q, k, v = inputs(length + g * c, length + g * c)
+    q, k, v = (x.astype(dtype) for x in inputs(length + g * c, length + g * c))
     options = {"in_prompt": in_prompt, "in_response": in_response}
     got, expected = (
-        forward_and_gradients(functools.partial(group_attention, **options, backend=backend), q, k, v, seen)
-        for backend in ("splash", "xla")
+        forward_and_gradients(functools.partial(group_attention, **options, backend=one), q, k, v, seen)
+        for one in (backend, "xla")
     )
     for a, b in zip(got, expected):
-        assert relative_difference(a, b) < 1e-5
+        assert relative_difference(a.astype(jnp.float32), b.astype(jnp.float32)) < tolerance
+
+
+@pytest.mark.parametrize("lengths", [(5, 9), (16, 1)])
+def test_a_group_by_splash_is_the_group_by_xla(lengths):
+    assert_group_is_xla("splash", lengths, jnp.float32, 1e-5)
+
+
+@needs_gpu
+@pytest.mark.parametrize("lengths", [(5, 9), (16, 1)])
+def test_a_group_by_cudnn_is_the_group_by_xla(lengths):
+    assert_group_is_xla("cudnn", lengths, jnp.bfloat16, 0.02)
 
 
 @pytest.mark.usefixtures("compiled_anew")

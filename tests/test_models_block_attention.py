@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from perception_r1_jax.models.attention import attention, causal_mask
+from perception_r1_jax.models.attention import attention
 from perception_r1_jax.models.block_attention import PREFILL_BLOCK, attention_behind
+from tests.naive import causal_mask
 
 ROWS, HEADS, KV_HEADS, SIZE, SHARED = 3, 4, 2, 8, 11
 

@@ -3,7 +3,7 @@
 Outside of this folder only these pure functions are seen, never a module.
 """
 
-from perception_r1_jax.models.attention import BACKENDS, Segments, causal_mask, check_backend, packed_segments
+from perception_r1_jax.models.attention import BACKENDS, Segments, check_backend, packed_segments
 from perception_r1_jax.models.blocks import map_blocks
 from perception_r1_jax.models.cache import KeyValues, token_bytes
 from perception_r1_jax.models.cached_attention import Tables
@@ -63,7 +63,6 @@ __all__ = [
     "attach_adapters",
     "base_params",
     "cast_params",
-    "causal_mask",
     "check_backend",
     "compute_logits",
     "contract_rows",

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from perception_r1_jax.models.attention import attention, causal_mask
+from perception_r1_jax.models.attention import attention, packed_segments
 from perception_r1_jax.models.block_attention import attention_behind, block_attention
 from perception_r1_jax.models.cache import KeyValues
 from perception_r1_jax.models.cached_attention import Tables, cached_attention
@@ -146,14 +146,15 @@ class Decoder(nnx.Module):
         With a prefix these are the rest of the prompts, and so are the keys and values.
         """
         angles = self.angles(positions)
-        mask = causal_mask(jnp.arange(x.shape[1])[None, :] < lengths[:, None])
+        real = jnp.arange(x.shape[1])[None, :] < lengths[:, None]
+        segments = packed_segments(jnp.where(real, 0, -1))
         x, kept = constrain(x, ("batch", None, None)), []
         for index, layer in enumerate(self.layers):
 
             def attend(q, k, v, index=index):
                 if prefix is None:
-                    return attention(q, k, v, mask), (k, v)
-                return attention_behind(q, k, v, mask, prefix.layer(index, k.dtype)), (k, v)
+                    return attention(q, k, v, segments), (k, v)
+                return attention_behind(q, k, v, segments.mask(), prefix.layer(index, k.dtype)), (k, v)
 
             x, kv = layer(x, angles, attend)
             x = constrain(x, ("batch", None, None))

@@ -36,8 +36,9 @@ def group_attention(
 ) -> Float[Array, "N T heads H"]:
     """Grouped-query attention of rows of T = L + G C tokens; softmax in float32.
 
-    By XLA the backward pass makes the scores again, and at most `QUERY_BLOCK` queries of a row have them at a time. The
-    other backends know no keys that several rows share: each response is a row that begins with its prompt's keys.
+    By XLA the backward pass makes the scores again, and as many tokens of each response have them at a time, at least
+    one, as are `QUERY_BLOCK` queries of a row. The other backends know no keys that several rows share: each response
+    is a row that begins with its prompt's keys.
 
     Args:
         q: queries of the row's tokens.
@@ -62,7 +63,8 @@ def group_attention(
 
     index = jnp.broadcast_to(jnp.arange(c)[None], (n, c))
     keys = tuple((x[:, :length], responses(x)) for x in (k, v))
-    size = min(max(QUERY_BLOCK // g, 1), c)
+    blocks = -(-c // max(QUERY_BLOCK // g, 1))
+    size = -(-c // blocks)
     of_responses = attend_in_blocks(_attend, size, responses(q), index, keys, (in_prompt, in_response))
     return jnp.concatenate([of_prompt, jnp.swapaxes(of_responses, 1, 2).reshape(n, g * c, *q.shape[2:])], axis=1)
 

@@ -66,11 +66,11 @@ def _backward(attend, size, kept, out_gradient):
         return jax.tree.map(lambda total, x: total + x.astype(jnp.float32), keys_gradient, of_keys), of_q
 
     inputs = (q, rows, top, of_sums, of_total)
-    none = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), keys)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), keys)
     if size == q.shape[1]:
-        of_keys, of_q = of_block(none, inputs)
+        of_keys, of_q = of_block(zeros, inputs)
     else:
-        of_keys, blocks = jax.lax.scan(of_block, none, split_blocks(inputs, size))
+        of_keys, blocks = jax.lax.scan(of_block, zeros, split_blocks(inputs, size))
         of_q = join_blocks(blocks, q.shape[1])
     return of_q, None, jax.tree.map(lambda total, x: total.astype(x.dtype), of_keys, keys), None
 
