@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from configs import perception_r1_7b_tpu
+from perception_r1_jax.config import resolve
 from perception_r1_jax.errors import UserError
 from perception_r1_jax.models import packed_segments
 from perception_r1_jax.models.attention import attention
@@ -246,6 +248,27 @@ def test_topologies_and_the_memory_that_their_compiler_grants(name, devices, gib
     assert target.memory / GIB == pytest.approx(gib, abs=0.02)
     assert target.speed is not None
     assert target.is_tpu
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_the_published_update_fits_and_a_chip_of_128_sends_no_more_than_one_of_16():
+    """At the same work for each, where groups of 16 chips hold the state."""
+
+    def gradient(topology: str, **fields) -> Measured:
+        config = perception_r1_7b_tpu.get_config()
+        with config.unlocked():
+            config.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
+        config = resolve(config, paths=False)
+        (program,) = make_plan(config, topology, lambda measured: None, only="train/gradient").programs
+        return program
+
+    few = gradient("v5e:4x4")
+    many = gradient("v5e:8x16", mesh__data=8, rollout__prompts_per_step=1024, grpo__micro_batch_prompts=128)
+    assert few.fits
+    assert many.fits
+    assert many.cost.flops == pytest.approx(few.cost.flops, rel=0.02)
+    assert sum(many.cost.collective_bytes.values()) < 1.2 * sum(few.cost.collective_bytes.values())
 
 
 @needs_libtpu

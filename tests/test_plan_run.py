@@ -26,9 +26,18 @@ from perception_r1_jax.plan.choosing import ChoiceCalls, choosing_programs
 from perception_r1_jax.plan.cost import Cost
 from perception_r1_jax.plan.measure import ACTIVATIONS, Measured
 from perception_r1_jax.plan.models import model_shapes
-from perception_r1_jax.plan.programs import CACHE, JUDGE, KINDS, OPTIMIZER, PARAMETERS, bytes_by_kind, device_bytes
+from perception_r1_jax.plan.programs import (
+    CACHE,
+    JUDGE,
+    KINDS,
+    OPTIMIZER,
+    PARAMETERS,
+    bytes_by_kind,
+    device_bytes,
+    shard_bytes,
+)
 from perception_r1_jax.plan.resident import check_room, together
-from perception_r1_jax.plan.run import held_while_drawing, plan_run, run_programs, stored_params
+from perception_r1_jax.plan.run import drawing_calls, held_while_drawing, plan_run, run_programs, stored_params
 from perception_r1_jax.plan.serving import Calls, serving_programs
 from perception_r1_jax.plan.topologies import Target
 from perception_r1_jax.records import Rollout, Scores
@@ -383,6 +392,15 @@ def test_an_evaluation_is_planned_where_there_is_one():
     names = [program.name for program in programs]
     assert "evaluation/decode 1" in names
     assert "evaluation/load" not in names
+    assert not any(name.startswith("probe/") for name in names)
+
+
+def test_a_checker_s_probes_are_planned_with_their_own_limit():
+    fields = {"evaluation__split": "test", "evaluation__checker": "some", "evaluation__probe_max_new_tokens": 8}
+    calls = {one.name: one for one in drawing_calls(plan_of(**fields))}
+    assert list(calls) == ["rollout", "evaluation", "probe"]
+    assert calls["probe"].sampling.max_new_tokens == 8
+    assert calls["probe"].prompts.tokens.shape == calls["evaluation"].prompts.tokens.shape
 
 
 def test_weights_above_their_share_are_a_problem_and_are_planned_all_the_same():
@@ -449,11 +467,38 @@ def test_useful_operations_of_pictures():
     assert flops.vision_flops(vision, 3, 5) == 5 * expected
 
 
-def advice_of(run, name="train/update"):
-    """The settings advised where a program does not fit beside all that stays."""
-    kinds = dict.fromkeys((*KINDS, ACTIVATIONS), 2**20)
+def settings_of(run, name):
+    """The settings advised where a program does not fit beside all that stays, with the bytes that each would free."""
+    kinds = dict.fromkeys((*KINDS, ACTIVATIONS), 2**20) | {OPTIMIZER: device_bytes(run.state.opt_state)}
     measured = Measured(name, kinds, 2**20, "", Cost(1.0, 1.0, {}), 1.0, 1.0, ())
-    return [setting.text for setting in advise(run, measured)]
+    return {setting.text: setting.frees for setting in advise(run, measured)}
+
+
+def advice_of(run, name="train/update"):
+    """The same without the bytes."""
+    return list(settings_of(run, name))
+
+
+def test_moments_that_come_from_the_host_for_an_update_can_be_smaller():
+    run = plan_of(optimizer__host_memory=True)
+    halved = "config.optimizer.moments_dtype=bfloat16"
+    moments = 2 * device_bytes(run.state.params)
+    assert settings_of(run, "train/update")[halved] == pytest.approx(moments / 2, rel=0.01)
+    assert not any("moments" in text or "host_memory" in text for text in advice_of(run, "train/gradient"))
+    assert "config.optimizer.host_memory=True" not in advice_of(run, "train/update")
+    assert "config.optimizer.host_memory=True" in advice_of(plan_of(), "train/update")
+
+
+@pytest.mark.parametrize("fields", [{}, {"optimizer__host_memory": True}, {"optimizer__moments_dtype": "bfloat16"}])
+@pytest.mark.parametrize("name", ["train/gradient", "train/update"])
+def test_what_a_frozen_vision_tower_frees(name, fields):
+    """Its gradient, and its moments where they are on the device by then."""
+    run, frozen = plan_of(**fields), plan_of(model__freeze_vision=True, **fields)
+    moments = shard_bytes(run.state.opt_state) - shard_bytes(frozen.state.opt_state)
+    if name == "train/gradient" and "optimizer__host_memory" in fields:
+        moments = 0
+    gradient = device_bytes(run.state.params["vision"])
+    assert settings_of(run, name)["config.model.freeze_vision=True"] == pytest.approx(gradient + moments, rel=0.01)
 
 
 def test_advice_names_only_what_the_config_and_the_devices_can_do():

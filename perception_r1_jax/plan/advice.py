@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from perception_r1_jax.inference import Engine
 from perception_r1_jax.plan.measure import ACTIVATIONS, Measured
-from perception_r1_jax.plan.programs import CACHE, JUDGE, OPTIMIZER, device_bytes
+from perception_r1_jax.plan.programs import CACHE, JUDGE, OPTIMIZER, device_bytes, shard_bytes
 from perception_r1_jax.plan.run import PlannedRun, held_while_drawing
 from perception_r1_jax.plan.serving import served_params
 
@@ -58,7 +58,7 @@ def _of_state(run: PlannedRun, measured: Measured) -> Iterator[Setting]:
 def _to_host(run: PlannedRun, measured: Measured) -> Iterator[Setting]:
     """What can lie in the host's memory meanwhile; the moments come to the device within the update."""
     moments, judge = _moments(run, measured), _judge_weights(run, measured)
-    if moments:
+    if moments and not run.config.optimizer.host_memory:
         updates = measured.name == "train/update"
         yield Setting("config.optimizer.host_memory=True", 0 if updates else moments)
     if judge and not measured.name.startswith("judge/"):
@@ -66,7 +66,12 @@ def _to_host(run: PlannedRun, measured: Measured) -> Iterator[Setting]:
 
 
 def _moments(run: PlannedRun, measured: Measured) -> int:
-    """Bytes of the optimizer's state that are on the device; its counters stay there in any case."""
+    """Bytes of the optimizer's state that are on the device, to which all of it comes for an update.
+
+    Its counters stay there in any case.
+    """
+    if measured.name == "train/update":
+        return shard_bytes(run.state.opt_state)
     return 0 if run.config.optimizer.host_memory else measured.bytes[OPTIMIZER]
 
 
@@ -78,8 +83,9 @@ def _judge_weights(run: PlannedRun, measured: Measured) -> int:
 
 def _of_training(run: PlannedRun, measured: Measured) -> Iterator[Setting]:
     config, ways = run.config, run.mesh.shape["data"] * run.mesh.shape["fsdp"]
-    if config.model.attention == "xla" and run.mesh.devices.flat[0].platform == "tpu":
-        yield Setting("config.model.attention=splash, which holds no scores", 0)
+    kernel = {"tpu": "splash", "gpu": "cudnn"}.get(run.mesh.devices.flat[0].platform)
+    if config.model.attention == "xla" and kernel:
+        yield Setting(f"config.model.attention={kernel}, which holds no scores", 0)
     if config.model.remat != "full":
         yield Setting("config.model.remat=full", 0)
     rows, samples = config.grpo.micro_batch_prompts, config.grpo.micro_batch_samples
@@ -92,9 +98,10 @@ def _of_training(run: PlannedRun, measured: Measured) -> Iterator[Setting]:
     logits = max(rows // ways, 1) * chunk * run.policy.vocab_size * 4
     if chunk > 1:
         yield Setting(f"config.grpo.log_prob_chunk={chunk // 2}", logits)
-    if not config.model.freeze_vision and not config.lora.modules and run.policy.vision:
-        vision = (run.state.params["vision"],)
-        yield Setting("config.model.freeze_vision=True", 3 * device_bytes(vision))
+    if run.policy.vision and not config.model.freeze_vision and not config.lora.modules:
+        gradient = device_bytes(run.state.params["vision"])
+        share = gradient / device_bytes(run.state.params)  # of the moments, too
+        yield Setting("config.model.freeze_vision=True", gradient + int(share * _moments(run, measured)))
 
 
 def _of_serving(run: PlannedRun, measured: Measured, stage: str) -> Iterator[Setting]:

@@ -50,9 +50,10 @@ def make_plan(config: ConfigDict, topology: str, on_program: Callable[[Measured]
     made, problems = run_programs(run)
     chosen = [program for program in made if program.name.startswith(only)]
     if not chosen:
-        raise UserError(f"no program's name begins with {only!r}: they are rollout/..., judge/... and train/...")
+        stages = ", ".join(f"{stage}/..." for stage in dict.fromkeys(program.name.split("/")[0] for program in made))
+        raise UserError(f"no program's name begins with {only!r}: they are {stages}.")
     compilers = max(1, min(os.cpu_count(), COMPILERS, len(chosen), host_memory() // COMPILER_BYTES))
-    shortest_last = sorted(chosen, key=lambda program: program.name.startswith(("rollout/", "evaluation/")))
+    shortest_last = sorted(chosen, key=lambda program: program.name.startswith(("rollout/", "evaluation/", "probe/")))
     if target.is_tpu:
         # libtpu compiles one program at a time in a process, and not all of that on every core.
         pool = ProcessPoolExecutor(compilers, multiprocessing.get_context("spawn"), _start, (config, topology))

@@ -60,8 +60,13 @@ def bytes_by_kind(held: Held) -> dict[str, int]:
 
 def device_bytes(tree: Any) -> int:
     """Bytes of a device's share of arrays that have a shape, a dtype and a sharding; none in the host's memory."""
+    return sum(shard_bytes(x) for x in jax.tree.leaves(tree) if not is_on_host(x.sharding))
+
+
+def shard_bytes(tree: Any) -> int:
+    """Bytes of a device's share of arrays, wherever they lie."""
 
     def size(x):
-        return 0 if is_on_host(x.sharding) else math.prod(x.sharding.shard_shape(x.shape)) * jnp.dtype(x.dtype).itemsize
+        return math.prod(x.sharding.shard_shape(x.shape)) * jnp.dtype(x.dtype).itemsize
 
     return sum(size(x) for x in jax.tree.leaves(tree))

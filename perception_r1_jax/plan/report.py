@@ -82,7 +82,7 @@ def _program(measured: Measured, target: Target) -> dict[str, Any]:
 
 
 def as_text(plan: Plan) -> str:
-    """Two tables, and what to do where something does not fit."""
+    """Three tables, and what to do where something does not fit."""
     target = plan.target
     head = f"{target.name}: {len(target.devices)} x {target.kind}, {target.memory / GIB:.2f} GiB each"
     parts = [

@@ -190,7 +190,12 @@ def held_while_judging(run: PlannedRun) -> Held:
 
 def drawing_calls(run: PlannedRun) -> list[Calls]:
     """How the policy is asked, at the config's limits: by the rollouts and, where there is one, by the evaluation."""
-    return [_rollout_calls(run), *([_evaluation_calls(run)] if run.config.evaluation.split else [])]
+    evaluation, calls = run.config.evaluation, [_rollout_calls(run)]
+    if evaluation.split:
+        calls.append(_evaluation_calls(run, "evaluation", evaluation.max_new_tokens))
+    if evaluation.split and evaluation.checker:
+        calls.append(_evaluation_calls(run, "probe", evaluation.probe_max_new_tokens))
+    return calls
 
 
 def _rollout_calls(run: PlannedRun) -> Calls:
@@ -207,17 +212,17 @@ def _rollout_calls(run: PlannedRun) -> Calls:
     )
 
 
-def _evaluation_calls(run: PlannedRun) -> Calls:
+def _evaluation_calls(run: PlannedRun, name: str, new_tokens: int) -> Calls:
     rollout, evaluation = run.config.rollout, run.config.evaluation
     return dataclasses.replace(
         _rollout_calls(run),
-        name="evaluation",
+        name=name,
         stored=None,  # the rollouts' program brings them
         prompts=shapes.prompt_shapes(
             run.policy, evaluation.batch_size, rollout.prompt_buckets[-1], rollout.window_buckets[-1]
         ),
         samples=1,
-        sampling=shapes.greedy(run.policy, evaluation.max_new_tokens),
+        sampling=shapes.greedy(run.policy, new_tokens),
     )
 
 

@@ -1,4 +1,4 @@
-"""The programs of an engine that writes responses: of rollouts, evaluation, or a judge that answers freely."""
+"""The programs of an engine that writes: of rollouts, evaluation and its probes, or a judge that answers freely."""
 
 from __future__ import annotations
 
