@@ -1,6 +1,6 @@
 """A whole step of GRPO beside TRL's GRPOTrainer: rollout, cheap rewards and update.
 
-    TRL_PYTHON=ENV/bin/python python benchmarks/grpo_step.py [--quick] --json OUT
+    TRL_PYTHON=ENV/bin/python python benchmarks/grpo_step.py [--quick] [--only WORKLOAD] --json OUT
 
 Both sides read the same random checkpoint and the same picture files, in float32 and on all cores, and take step after
 step of a run with AdamW, no KL term and one update for each batch of responses. A step prepares the prompts from the
@@ -12,8 +12,8 @@ made responses of another length.
 Ours does so by the training loop's own verbs, without a judge: answers are compared by math-verify in two workers;
 picture and prompt are computed once for a group, in rollout and update. TRL generates with transformers and compares
 answers as strings; it computes picture and prompt for each response. At their defaults both sides compute layers again
-in the backward pass; in "tuned" neither does, TRL has half as many responses at a time, and its malloc keeps what is
-freed.
+in the backward pass; in "tuned" neither does, TRL has half as many responses at a time, and malloc keeps what is freed
+on both sides.
 TRL_PYTHON names the Python of an environment that has it; without it only ours is timed. Each side has a process of its
 own, and memory is its peak.
 """
@@ -52,6 +52,8 @@ from perception_r1_jax.training.train_batches import make_train_batches, take_up
 
 PROBLEMS = "train.jsonl"
 ANSWER = "3"
+LARGE_SIDE, SMALL_SIDE = 900, 300
+"""Pixels of a picture's sides: some 1,000 and 120 tokens."""
 
 
 class Work(NamedTuple):
@@ -73,15 +75,26 @@ def tuned(folder: Path, quick: bool) -> list[Case]:
     return beside_peer(folder, quick, "tuned", "memory_tuned", tuned=True)
 
 
-def beside_peer(folder: Path, quick: bool, speed: str, memory: str, *, tuned: bool) -> list[Case]:
+def small(folder: Path, quick: bool) -> list[Case]:
+    """Both with pictures of a ninth as many patches, in which less is shared."""
+    found = [
+        beside_peer(folder, quick, f"small{name}", f"memory_small{name}", tuned=bool(name), side=SMALL_SIDE)
+        for name in ("", "_tuned")
+    ]
+    return [case for cases in found for case in cases]
+
+
+def beside_peer(
+    folder: Path, quick: bool, speed: str, memory: str, *, tuned: bool, side: int = LARGE_SIDE
+) -> list[Case]:
     """The cases of these names, of ours alone where there is no peer."""
-    work = Work(2, 8, 8, 90) if quick else Work(2, 8, 64, 900)
+    work = Work(2, 8, 8, 90) if quick else Work(2, 8, 64, side)
     with contextlib.ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         config = prepare_run(folder, scratch, work)
         if tuned:
             config.model.remat = "none"
-        found = {"ours": stack.enter_context(Side(our_side, config, scratch / "run"))}
+        found = {"ours": stack.enter_context(Side(our_side, config, scratch / "run", keep_freed_memory=tuned))}
         if measure.has_peer(VARIABLE in os.environ):
             found["peer"] = stack.enter_context(peer_side(config, tuned=tuned))
         case = time_sides(speed, found, work, rounds=1 if quick else 3)
@@ -187,7 +200,7 @@ def characters(row: Mapping[str, Any], response: str) -> float:
     return len(response) / 100
 
 
-WORKLOADS: Mapping[str, measure.Workload] = {"defaults": defaults, "tuned": tuned}
+WORKLOADS: Mapping[str, measure.Workload] = {"defaults": defaults, "tuned": tuned, "small": small}
 
 if __name__ == "__main__":
     measure.run(WORKLOADS, __doc__)

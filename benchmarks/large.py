@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 from flax import traverse_util
-from jax.sharding import Mesh
+from jax.sharding import Mesh, Sharding
 
 from benchmarks import shape
 from perception_r1_jax.inference import Engine
@@ -22,15 +22,15 @@ ON_A_CPU = """--only large: a model of 7 billion parameters takes minutes a requ
 Run it where jax finds a GPU or TPU, or give --quick for a tiny shape."""
 
 
-def large_model(folder: Path, quick: bool, name: str) -> shape.Model | None:
-    """A published model without parameters yet, or with `quick` a tiny one; None, with a word, on a CPU.
+def large_model(folder: Path, quick: bool, name: str, tiny: shape.Shape = shape.LONG) -> shape.Model | None:
+    """A published model without parameters yet, or with `quick` the tiny one; None, with a word, on a CPU.
 
-    Its tokenizer is that of `shape.LONG`.
+    Its tokenizer is the tiny one's.
     """
     if jax.default_backend() == "cpu" and not quick:
         print(ON_A_CPU, flush=True)
         return None
-    directory = shape.write_checkpoint(folder, shape.LONG)
+    directory = shape.write_checkpoint(folder, tiny)
     config = load_config(directory) if quick else PUBLISHED[name]
     mesh = make_mesh(devices=jax.devices()[:1])
     return shape.Model(directory, config, None, Processor.from_directory(directory), mesh)
@@ -48,12 +48,15 @@ def random_params(config: ModelConfig, mesh: Mesh) -> Iterator[tuple[tuple[str |
     """Parameters one after another, bfloat16, as `weights.stream_params` gives those of a file; vectors are ones."""
     shapes = jax.eval_shape(serving_params, abstract_params(config))
     shardings = traverse_util.flatten_dict(tree_shardings(mesh, logical_axes(config, serving=True), shapes))
-    draw = jax.jit(jax.random.normal, static_argnums=(1, 2))
     for number, (path, leaf) in enumerate(traverse_util.flatten_dict(shapes).items()):
-        matrix = leaf.ndim > 1
-        x = (
-            0.02 * draw(jax.random.key(number), leaf.shape, jnp.bfloat16)
-            if matrix
-            else jnp.ones(leaf.shape, jnp.bfloat16)
-        )
-        yield path, jax.device_put(x.astype(jnp.bfloat16), shardings[path])
+        yield path, random_array(number, leaf.shape, jnp.bfloat16, shardings[path])
+
+
+def random_array(number: int, dims: tuple[int, ...], dtype: jnp.dtype, sharding: Sharding) -> jax.Array:
+    """A parameter: normal, of standard deviation 0.02; a vector is of ones. `number` is the seed."""
+
+    def draw(key):
+        matrix = jax.random.normal(key, dims, dtype) * jnp.asarray(0.02, dtype)
+        return jnp.ones(dims, dtype) if len(dims) < 2 else matrix
+
+    return jax.jit(draw, out_shardings=sharding)(jax.random.key(number))

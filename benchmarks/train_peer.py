@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
-import ctypes.util
-
 import numpy as np
 import torch
 from ml_collections import ConfigDict
 
 from benchmarks.peer import Peer
 from perception_r1_jax.records import Prompt
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Of glibc's malloc.h."""
-
-
-def keep_freed_memory() -> None:
-    """Has malloc keep what is freed for the next step, in place of giving it back and having it cleared anew."""
-    libc = ctypes.CDLL(ctypes.util.find_library("c"))
-    libc.mallopt(M_MMAP_THRESHOLD, 2**30)
-    libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 class TrainPeer:

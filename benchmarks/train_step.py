@@ -4,8 +4,9 @@
 
 Both sides start from the same checkpoint, prompts and responses, in float32, with the same loss and AdamW. Ours takes a
 group at a time. Before anything is timed their first gradients must have the same norm. "tuned" is the peer with the
-settings that are best for it here: fused AdamW, and malloc keeping what is freed. Each side has a process of its own,
-and memory is its peak.
+settings that are best for it here: fused AdamW, and malloc keeping what is freed, as it then does on our side. Each
+side has a process of its own, and memory is its peak. "large" is ours alone, of the 3B model in bfloat16, and runs
+where jax finds a GPU or TPU.
 """
 
 from __future__ import annotations
@@ -16,19 +17,15 @@ import math
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import numpy as np
-from ml_collections import ConfigDict
 
 from benchmarks import measure, shape, workload
 from benchmarks.measure import Case
 from benchmarks.side import Side
-from perception_r1_jax.config import default_config
+from benchmarks.train_large import large
+from benchmarks.train_work import Work, draw, make_batch, make_config
 from perception_r1_jax.grpo.step import TrainStep
-from perception_r1_jax.records import TrainBatch
 from perception_r1_jax.training.optimizer import make_optimizer
 from perception_r1_jax.training.state import abstract_state, init_state
 
@@ -36,43 +33,39 @@ TOLERANCE = 1e-3
 """Relative, between the norms of two gradients in float32."""
 
 
-class Work(NamedTuple):
-    """What is updated on: prompts, responses to each, tokens of a response, pixels of a picture's sides."""
-
-    prompts: int
-    samples: int
-    new_tokens: int
-    side: int
-
-
 def group(folder: Path, quick: bool) -> list[Case]:
     """Responses per second of a group that shares a picture of some 1,000 tokens, and the memory of each side."""
     work = Work(1, 8, 8, 90) if quick else Work(1, 8, 128, 900)
-    return beside_peers(folder, work, {"group": "peer", "tuned": "tuned"}, "peak_memory", 1 if quick else 3)
+    cases = {"peer": ("group", "peak_memory"), "tuned": ("tuned", "memory_tuned")}
+    return beside_peers(folder, work, cases, 1 if quick else 3)
 
 
 def single(folder: Path, quick: bool) -> list[Case]:
     """The same with one response to a prompt: nothing to share."""
     work = Work(2, 1, 8, 90) if quick else Work(4, 1, 128, 900)
-    return beside_peers(folder, work, {"single": "peer", "alone_tuned": "tuned"}, "alone_memory", 1 if quick else 3)
+    cases = {"peer": ("single", "alone_memory"), "tuned": ("alone_tuned", "alone_memory_tuned")}
+    return beside_peers(folder, work, cases, 1 if quick else 3)
 
 
-def beside_peers(folder: Path, work: Work, names: Mapping[str, str], memory: str, rounds: int) -> list[Case]:
-    """The cases of ours beside one side of the peer after the other, and its memory beside the lesser of the peer's.
+def beside_peers(folder: Path, work: Work, names: Mapping[str, tuple[str, str]], rounds: int) -> list[Case]:
+    """The cases, of speed and of memory, of ours beside one side of the peer after the other.
 
     One after the other, since both of the peer's would not fit into memory beside each other.
     """
-    speed, peaks = [], {}
-    for name, other in names.items():
+    cases = []
+    for other, (speed, memory) in names.items():
         with contextlib.ExitStack() as stack:
             sides = ("ours", other) if has_torch() else ("ours",)
-            found = {side: stack.enter_context(Side(make_side, side, folder, work)) for side in sides}
-            speed.append(time_sides(name, found, work, rounds))
-            peaks |= {side: process.peak() for side, process in found.items()}
+            found = {
+                side: stack.enter_context(Side(make_side, side, folder, work, keep_freed_memory=other == "tuned"))
+                for side in sides
+            }
+            cases.append(time_sides(speed, found, work, rounds))
+            peaks = [process.peak() for process in found.values()]
+        cases.append(measure.compare(memory, "MiB", *peaks, less_is_better=True))
         if not has_torch():
             break
-    ours = peaks.pop("ours")
-    return [*speed, measure.compare(memory, "MiB", ours, min(peaks.values(), default=None), less_is_better=True)]
+    return cases
 
 
 def time_sides(name: str, found: Mapping[str, Callable[[], float]], work: Work, rounds: int) -> Case:
@@ -100,10 +93,7 @@ def our_side(folder: Path, work: Work) -> Callable[[], float]:
     optimizer = make_optimizer(config.optimizer, config.steps)
     step = TrainStep(model.config, config, model.mesh, optimizer)
     state = init_state(model.params, optimizer, abstract_state(model.config, optimizer, model.mesh))
-    prompts = workload.picture_prompts(model.processor, work.prompts, work.side)
-    responses, advantages = draw(model.processor, work)
-    mask = np.ones(responses.shape, bool)
-    batch = TrainBatch(workload.pack(model.processor, prompts), responses, mask, advantages)
+    batch = make_batch(model.processor, work)
 
     def run() -> float:
         nonlocal state
@@ -116,11 +106,9 @@ def our_side(folder: Path, work: Work) -> Callable[[], float]:
 def peer_side(folder: Path, work: Work, *, tuned: bool) -> Callable[[], float]:
     """Updates by transformers and torch."""
     from benchmarks.peer import Peer
-    from benchmarks.train_peer import TrainPeer, keep_freed_memory
+    from benchmarks.train_peer import TrainPeer
     from perception_r1_jax.processing import Processor
 
-    if tuned:
-        keep_freed_memory()
     directory = shape.write_checkpoint(folder, shape.STANDARD)
     processor = Processor.from_directory(directory)
     peer = TrainPeer(Peer(directory, processor), make_config(work), fused=tuned)
@@ -134,27 +122,7 @@ def peer_side(folder: Path, work: Work, *, tuned: bool) -> Callable[[], float]:
     return run
 
 
-def make_config(work: Work) -> ConfigDict:
-    """The run that both sides take a step of."""
-    config = default_config()
-    config.steps = 100
-    config.model.dtype, config.model.remat = "float32", "none"
-    config.rollout.prompts_per_step, config.rollout.samples_per_prompt = work.prompts, work.samples
-    config.rollout.response_buckets = (work.new_tokens,)
-    config.grpo.micro_batch_prompts, config.grpo.micro_batch_samples = 1, work.samples
-    config.grpo.log_prob_chunk = work.samples * work.new_tokens
-    return config
-
-
-def draw(processor, work: Work) -> tuple[np.ndarray, np.ndarray]:
-    """Responses [N, G, C] of random tokens, none of them special, and advantages [N, G]."""
-    rng = np.random.default_rng(1)
-    shape_ = (work.prompts, work.samples, work.new_tokens)
-    ordinary = min(processor.tokenizer.added_tokens_decoder)
-    return rng.integers(0, ordinary, shape_, np.int32), rng.normal(size=shape_[:2]).astype(np.float32)
-
-
-WORKLOADS: Mapping[str, measure.Workload] = {"group": group, "single": single}
+WORKLOADS: Mapping[str, measure.Workload] = {"group": group, "single": single, "large": large}
 
 if __name__ == "__main__":
     measure.run(WORKLOADS, __doc__)

@@ -14,13 +14,10 @@ from ml_collections import ConfigDict
 
 from benchmarks.made import Made
 from benchmarks.pipe import Pipe
-from benchmarks.side import MIB
+from benchmarks.side import KEEP_FREED_MEMORY, MIB
 from perception_r1_jax.processing import Processor
 
 VARIABLE = "TRL_PYTHON"
-
-KEEP_FREED_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_TOP_PAD_": str(2**28)}
-"""Has glibc's malloc keep what is freed for the next step, in place of giving it back and having it cleared anew."""
 
 DEFAULTS = {"rows": 8, "more": {}}
 

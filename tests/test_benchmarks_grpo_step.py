@@ -15,6 +15,11 @@ from perception_r1_jax.rewards.repetition import repetition_penalty
 from tests.stand_in import put_in_place
 
 WORK = grpo_step.Work(prompts=2, samples=2, new_tokens=3, side=90)
+CASES = {
+    "defaults": ["step", "peak_memory"],
+    "tuned": ["tuned", "memory_tuned"],
+    "small": ["small", "memory_small", "small_tuned", "memory_small_tuned"],
+}
 
 STAND_IN = '''#!{python}
 """Takes trl_side.py's place: keeps what it was asked, makes one step, and ends at the second."""
@@ -97,11 +102,12 @@ def test_a_side_that_does_other_work_is_not_timed(other, message):
 
 
 @pytest.mark.slow
-def test_a_quick_run_without_a_peer_writes_the_documented_list(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", grpo_step.WORKLOADS)
+def test_a_quick_run_without_a_peer_writes_the_documented_list(tmp_path, monkeypatch, name):
     monkeypatch.delenv(trl_peer.VARIABLE, raising=False)
     out = tmp_path / "out.json"
-    options = ["--quick", "--only", "defaults", "--json", str(out), "--checkpoints", str(tmp_path)]
+    options = ["--quick", "--only", name, "--json", str(out), "--checkpoints", str(tmp_path)]
     measure.run(grpo_step.WORKLOADS, "", options)
     cases = json.loads(out.read_text())
-    assert [case["case"] for case in cases] == ["step", "peak_memory"]
+    assert [case["case"] for case in cases] == CASES[name]
     assert all(case["ours"] > 0 and case["peer"] is None for case in cases)
