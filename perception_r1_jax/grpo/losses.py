@@ -25,12 +25,12 @@ class Clip:
     Attributes:
         low: the ratio is clipped to [1 - low, 1 + high]; with 1 or more it has no lower limit.
         high: see `low`.
-        dual: for a negative advantage A a clipped loss is at most -dual * A (arXiv 1912.09729); None for no limit.
+        dual: for a negative advantage A a clipped loss is at most -dual * A (arXiv 1912.09729); 0 for no limit.
     """
 
     low: float
     high: float
-    dual: float | None
+    dual: float
 
     def __call__(self, ratio: jax.Array) -> jax.Array:
         """The ratio within [1 - low, 1 + high]."""
@@ -45,7 +45,7 @@ def policy_loss(
     *,
     clip_low: float = 0.2,
     clip_high: float = 0.3,
-    dual_clip: float | None = 3.0,
+    dual_clip: float = 3.0,
     aggregation: str = "sequence_mean",
     max_tokens: int | None = None,
     kind: str = "clipped",
@@ -135,7 +135,7 @@ def _surrogate(ratio, advantages, clip):
         "clip_fraction_high": is_clipped & (advantages > 0),
         "ratio_mean": ratio,
     }
-    if clip.dual is not None:
+    if clip.dual:
         ceiling = -advantages * clip.dual
         stats["clip_fraction_dual"] = (advantages < 0) & (ceiling < losses)
         losses = jnp.where(advantages < 0, jnp.minimum(losses, ceiling), losses)

@@ -32,7 +32,7 @@ def token_objective(
         The losses, and for each metric its value at each token; both mean nothing outside the mask.
     """
     old_logps = logps if rows.old_logps is None else rows.old_logps
-    clip = Clip(grpo.clip_low, grpo.clip_high, grpo.dual_clip or None)
+    clip = Clip(grpo.clip_low, grpo.clip_high, grpo.dual_clip)
     losses, stats = token_losses(logps, old_logps, rows.advantages, rows.mask, clip, kind=grpo.loss)
     if rows.rollout_logps is not None:
         stats |= rollout_mismatch(old_logps, rows.rollout_logps, rows.mask)
