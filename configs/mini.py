@@ -1,6 +1,6 @@
 """Perception-R1 in miniature: the embedded policy and judge on the geometry world, in minutes on a CPU.
 
-    python scripts/train.py --config configs/mini.py --workdir runs/mini
+    python scripts/train.py --config configs/mini.py --workdir runs/mini/run
 
 `make mini-inputs` makes what it reads, from the embedded models. The same loop, rewards and fields as
 configs/perception_r1_7b.py; only models, pictures and batches are smaller.

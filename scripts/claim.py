@@ -1,6 +1,6 @@
 """The ablation: what does the visual reward add? Runs every variant and seed, and makes tables and charts of them.
 
-    python scripts/claim.py --out docs/claim [--config configs/mini.py] [--runs runs/claim]
+    python scripts/claim.py --out runs/claim/records [--config configs/mini.py] [--runs runs/claim]
                             [--variants visual,accuracy_only] [--seeds 0,1] [--table_only | --grade_again]
 
 Each run is one of scripts/train.py, in RUNS/VARIANT-SEED, and leaves its record, OUT/VARIANT-SEED.json. A run whose

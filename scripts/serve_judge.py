@@ -36,7 +36,7 @@ if TYPE_CHECKING:  # at run time after the command line is read: jax takes secon
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line; exits with status 2 and one line for a value that cannot be."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, metavar="DIR", help="Hugging Face directory, or converted checkpoint")
+    parser.add_argument("--model", required=True, metavar="DIR", help="Hugging Face, converted or working directory")
     parser.add_argument("--tokenizer", default="", metavar="DIR", help="where it is not the model's own")
     parser.add_argument("--name", metavar="NAME", help="of the model, for clients (default: the directory's)")
     parser.add_argument(
