@@ -484,7 +484,7 @@ def test_moments_that_come_from_the_host_for_an_update_can_be_smaller():
     halved = "config.optimizer.moments_dtype=bfloat16"
     moments = 2 * device_bytes(run.state.params)
     assert settings_of(run, "train/update")[halved] == pytest.approx(moments / 2, rel=0.01)
-    assert not any("moments" in text or "host_memory" in text for text in advice_of(run, "train/gradient"))
+    assert not any("config.optimizer." in text for text in advice_of(run, "train/gradient"))
     assert "config.optimizer.host_memory=True" not in advice_of(run, "train/update")
     assert "config.optimizer.host_memory=True" in advice_of(plan_of(), "train/update")
 
