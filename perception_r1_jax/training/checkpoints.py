@@ -75,10 +75,14 @@ class Checkpoints:
         The storage layer would remove it in the background, where two that are opened one after the other get in each
         other's way and the next save raises that.
         """
+        self._remove_unfinished()
+        return ocp.training.Checkpointer(self._directory, preservation_policy=self._kept)
+
+    def _remove_unfinished(self) -> None:
         if jax.process_index() == 0:
             for unfinished in self._directory.glob(f"*{UNFINISHED}"):
-                shutil.rmtree(unfinished, ignore_errors=True)  # a writer that has not noticed may still add to it
-        return ocp.training.Checkpointer(self._directory, preservation_policy=self._kept)
+                # A writer of a save that failed may not have noticed and still add to it: what it adds goes at the end.
+                shutil.rmtree(unfinished, ignore_errors=True)
 
     @property
     def steps(self) -> list[int]:
@@ -148,6 +152,7 @@ class Checkpoints:
             self.wait()
         finally:
             self._checkpointer.close()
+            self._remove_unfinished()
             self._held.close()
 
     def _failure(self) -> str:
