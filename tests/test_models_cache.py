@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import re
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +28,7 @@ from perception_r1_jax.models import (
 )
 from perception_r1_jax.sharding import MESH_AXES, make_mesh, put_batch, replicated, tree_shardings
 from tests import tiny
+from tests.collectives import collectives
 
 SHARDS, PROMPTS, SAMPLES, LENGTH = 4, 2, 3, 8
 SLOTS, PAGES, SPAN = 6, 8, 4
@@ -95,16 +95,6 @@ def test_a_cache_is_split_by_shard_and_by_key_head(which):
     cache = programs()[1][which]
     for x in (*cache.k, *cache.v):
         assert [whole // part for whole, part in zip(x.shape, x.sharding.shard_shape(x.shape))] == [4, 1, 2, 1, 1]
-
-
-def collectives(text: str) -> dict[str, list[tuple[int, ...]]]:
-    """Shapes that each kind of collective of a compiled program gives."""
-    found = {}
-    kinds = "all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute"
-    for result, kind in re.findall(rf" = (.*?) ({kinds})(?:-start)?\(", text):
-        shapes = [tuple(map(int, shape.split(","))) for shape in re.findall(r"[fsu]\d+\[([\d,]+)\]", result)]
-        found.setdefault(kind, []).extend(shapes)
-    return found
 
 
 def test_in_a_step_only_sums_of_activations_travel():

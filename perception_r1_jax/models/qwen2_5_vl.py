@@ -24,6 +24,7 @@ from perception_r1_jax.models.quantized import Int8, quantize_weight
 from perception_r1_jax.models.rope import Angles, text_angles
 from perception_r1_jax.models.vision import VisionTower
 from perception_r1_jax.records import AnyArray, PackedBatch, PromptBatch
+from perception_r1_jax.sharding import constrain
 
 Params = dict[str, Any]
 
@@ -151,7 +152,8 @@ def embed_prompts(
     Raises:
         ValueError: pictures for a text-only model.
     """
-    embeddings = embed_tokens(config, params, prompts.tokens)
+    # By rows before the features join them: laid out like the lookup, they would gather what the vision tower makes.
+    embeddings = constrain(embed_tokens(config, params, prompts.tokens), ("batch", None, None))
     if prompts.image_ids.shape[1] == 0:
         return embeddings
     if config.vision is None:

@@ -19,7 +19,6 @@ from perception_r1_jax.models import (
     packed_segments,
 )
 from perception_r1_jax.records import PackedBatch
-from perception_r1_jax.sharding import constrain
 
 
 def summed_loss(
@@ -68,7 +67,7 @@ def _sum_over_marked(
 
     The marked tokens of each row are brought to its front: the chunks behind them have none, and make no logits.
     """
-    embeddings = constrain(embed_prompts(config, params, batch, **how), ("batch", None, None))
+    embeddings = embed_prompts(config, params, batch, **how)
     hidden = forward(config, params, embeddings, batch.positions, packed_segments(batch.segment_ids), **how)
     order = jnp.argsort(~jnp.asarray(batch.loss_mask[:, 1:]), axis=1, stable=True)
     before = jnp.take_along_axis(hidden[:, :-1], order[..., None], axis=1)
