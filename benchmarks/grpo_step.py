@@ -11,9 +11,8 @@ made responses of another length.
 
 Ours does so by the training loop's own verbs, without a judge: answers are compared by math-verify in two workers;
 picture and prompt are computed once for a group, in rollout and update. TRL generates with transformers and compares
-answers as strings; it computes picture and prompt for each response. At their defaults both sides compute layers again
-in the backward pass; in "tuned" neither does, TRL has half as many responses at a time, and malloc keeps what is freed
-on both sides.
+answers as strings; it computes picture and prompt for each response. Both sides compute layers again in the backward
+pass; in "tuned" TRL does not and has half as many responses at a time, and malloc keeps what is freed on both sides.
 TRL_PYTHON names the Python of an environment that has it; without it only ours is timed. Each side has a process of its
 own, and memory is its peak.
 """
@@ -92,8 +91,6 @@ def beside_peer(
     with contextlib.ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         config = prepare_run(folder, scratch, work)
-        if tuned:
-            config.model.remat = "none"
         found = {"ours": stack.enter_context(Side(our_side, config, scratch / "run", keep_freed_memory=tuned))}
         if measure.has_peer(VARIABLE in os.environ):
             found["peer"] = stack.enter_context(peer_side(config, tuned=tuned))

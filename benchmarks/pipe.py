@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -34,17 +35,22 @@ class Pipe:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # what was not sent to one that has ended
+            self._process.stdin.close()
         self._process.wait()
 
     def ask(self, line: str) -> Any:
         """What it answers to a line."""
-        self._process.stdin.write(line + "\n")
-        self._process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # that it has ended is told where its answer is missing
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
         return self._answer()
 
     def _answer(self) -> Any:
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"{self._name} has ended with status {self._process.wait()}; its messages stand above.")
+            raise RuntimeError(
+                f"{self._name} has ended with status {self._process.wait()}; its messages stand above. One of -9 with "
+                "no message is a machine out of memory."
+            )
         return json.loads(line)
