@@ -27,7 +27,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -38,6 +38,7 @@ from benchmarks import measure, shape, workload
 from benchmarks.made import Made
 from benchmarks.measure import Case
 from benchmarks.side import Side
+from benchmarks.train_work import Work
 from benchmarks.trl_peer import VARIABLE, TrlPeer
 from perception_r1_jax.config import default_config
 from perception_r1_jax.processing import Processor
@@ -53,15 +54,6 @@ PROBLEMS = "train.jsonl"
 ANSWER = "3"
 LARGE_SIDE, SMALL_SIDE = 900, 300
 """Pixels of a picture's sides: some 1,000 and 120 tokens."""
-
-
-class Work(NamedTuple):
-    """What a step works on: prompts, responses to each, tokens of a response, pixels of a picture's sides."""
-
-    prompts: int
-    samples: int
-    new_tokens: int
-    side: int
 
 
 def defaults(folder: Path, quick: bool) -> list[Case]:

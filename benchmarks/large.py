@@ -54,9 +54,10 @@ def random_params(config: ModelConfig, mesh: Mesh) -> Iterator[tuple[tuple[str |
 
 def random_array(number: int, dims: tuple[int, ...], dtype: jnp.dtype, sharding: Sharding) -> jax.Array:
     """A parameter: normal, of standard deviation 0.02; a vector is of ones. `number` is the seed."""
+    return jax.jit(_draw, static_argnums=(1, 2), out_shardings=sharding)(jax.random.key(number), dims, dtype)
 
-    def draw(key):
-        matrix = jax.random.normal(key, dims, dtype) * jnp.asarray(0.02, dtype)
-        return jnp.ones(dims, dtype) if len(dims) < 2 else matrix
 
-    return jax.jit(draw, out_shardings=sharding)(jax.random.key(number))
+def _draw(key, dims, dtype):
+    if len(dims) < 2:
+        return jnp.ones(dims, dtype)
+    return jax.random.normal(key, dims, dtype) * jnp.asarray(0.02, dtype)

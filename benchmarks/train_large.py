@@ -65,12 +65,11 @@ def _time(model: shape.Model, batch: TrainBatch, config: ConfigDict, rounds: int
         if not np.isfinite(metrics["grad_norm"]):
             raise RuntimeError(f"the gradient's norm is {metrics['grad_norm']}: nothing was updated.")
 
-    name = config.model.attention
+    name, responses = config.model.attention, batch.advantages.size
     (seconds,) = measure.interleave({name: update}, rounds).values()
-    rate = measure.throughput(f"large_{name}", "responses/s", batch.mask.shape[0] * batch.mask.shape[1], seconds)
+    rate = measure.throughput(f"large_{name}", "responses/s", responses, seconds)
     speed = SPEEDS.get(model.mesh.devices.flat[0].device_kind)
     if not speed:
         return [rate]
     flops = np.dot(needed_work(model.config, batch), gradient_passes(config))
-    steps = rate.ours / (batch.mask.shape[0] * batch.mask.shape[1])
-    return [rate, measure.compare(f"mfu_{name}", "share", flops * steps / speed.flops)]
+    return [rate, measure.compare(f"mfu_{name}", "share", flops * rate.ours / responses / speed.flops)]

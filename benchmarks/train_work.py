@@ -1,4 +1,4 @@
-"""What an update works on: a config and a batch of random responses to prompts with a picture each."""
+"""What a step works on: its sizes, a config and a batch of random responses to prompts with a picture each."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from perception_r1_jax.records import TrainBatch
 
 
 class Work(NamedTuple):
-    """What is updated on: prompts, responses to each, tokens of a response, pixels of a picture's sides."""
+    """What a step works on: prompts, responses to each, tokens of a response, pixels of a picture's sides."""
 
     prompts: int
     samples: int

@@ -27,7 +27,7 @@ def test_only_parameters_and_embeddings_travel_where_pictures_join_their_prompts
     with jax.set_mesh(mesh):
         compiled = jax.jit(jax.grad(loss)).lower(params, abstract_batch(mesh, batch)).compile()
     found = collectives(compiled.as_text())
-    numbers = {kind: max(int(np.prod(shape)) for shape in shapes) for kind, shapes in found.items()}
+    numbers = {kind: max(int(np.prod(shape)) for shape in sizes) for kind, sizes in found.items()}
     largest = max(x.size for x in jax.tree.leaves(params["vision"]))
     units, width = batch.image_ids.shape[1] * WINDOW_TOKENS, MERGE_UNIT * tiny.CONFIG.vision.hidden_size
     assert rows * units * width > largest, "the merger's states of all rows would be seen below"

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from perception_r1_jax.errors import UserError
+from perception_r1_jax.models.blocks import SPANS, map_spans
 from perception_r1_jax.models.softmax_blocks import attend_in_blocks
 from perception_r1_jax.models.splash import splash_attention
 from perception_r1_jax.records import AnyArray
@@ -23,9 +24,8 @@ LEAST = jnp.finfo(jnp.float32).min
 QUERY_BLOCK = 1024
 """The most queries whose scores are held at a time."""
 
-SPANS, SPAN_QUERIES = 4, 256
-"""A causal row is cut into so many spans, of at least so many queries. Each is multiplied with the keys up to its end
-alone: of the scores above the diagonal, which nobody sees, four spans leave three quarters out."""
+SPAN_QUERIES = 256
+"""The fewest queries of a span of a causal row."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,13 +99,12 @@ def _in_spans(q, k, v, segments):
     length = q.shape[1]
     size = -(-length // max(1, min(SPANS, length // SPAN_QUERIES)))
 
-    def span(start):
-        end = min(start + size, length)
+    def span(start, end):
         seen = segments.span(start, end)
         k_seen, v_seen = (x[:, : seen.keys.shape[1]] for x in (k, v))
         return _in_blocks(q[:, start:end], k_seen, v_seen, seen)
 
-    return jnp.concatenate([span(start) for start in range(0, length, size)], axis=1)
+    return map_spans(span, length, size)
 
 
 def _in_blocks(q, k, v, mask):

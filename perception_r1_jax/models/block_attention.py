@@ -7,13 +7,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from perception_r1_jax.models.attention import LEAST
-from perception_r1_jax.models.blocks import map_blocks
+from perception_r1_jax.models.blocks import SPANS, map_blocks, map_spans
 
 PREFILL_BLOCK = 32
 """Queries of each row whose scores are held at a time; on a CPU 8 to 64 were equally fast."""
-
-SPANS = 4
-"""Parts of a row. The queries of each are multiplied with the row's keys up to its end, which is all that they see."""
 
 
 def attention_behind(
@@ -29,15 +26,13 @@ def attention_behind(
     """
     own, length = (jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)), q.shape[1]
     size = min(PREFILL_BLOCK, length)
-    span = -(-length // (SPANS * size)) * size
 
-    def attend(start):
-        end = min(start + span, length)
+    def attend(start, end):
         seen = tuple(x[:, :, :end] for x in own)
         queries = (q[:, start:end], mask[:, start:end, :end])
         return map_blocks(lambda block: block_attention(block[0], seen, block[1], shared), queries, size)
 
-    return jnp.concatenate([attend(start) for start in range(0, length, span)], axis=1)
+    return map_spans(attend, length, -(-length // (SPANS * size)) * size)
 
 
 def block_attention(

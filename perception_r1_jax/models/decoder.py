@@ -148,13 +148,14 @@ class Decoder(nnx.Module):
         angles = self.angles(positions)
         real = jnp.arange(x.shape[1])[None, :] < lengths[:, None]
         segments = packed_segments(jnp.where(real, 0, -1))
+        mask = segments if prefix is None else segments.mask()
         x, kept = constrain(x, ("batch", None, None)), []
         for index, layer in enumerate(self.layers):
 
             def attend(q, k, v, index=index):
                 if prefix is None:
-                    return attention(q, k, v, segments), (k, v)
-                return attention_behind(q, k, v, segments.mask(), prefix.layer(index, k.dtype)), (k, v)
+                    return attention(q, k, v, mask), (k, v)
+                return attention_behind(q, k, v, mask, prefix.layer(index, k.dtype)), (k, v)
 
             x, kv = layer(x, angles, attend)
             x = constrain(x, ("batch", None, None))
